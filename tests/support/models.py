@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.model import m_format
-from dllama_gpu.model.codecs import quantize
+from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFileWriter
+from dllama_gpu.model.source import ModelSource
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
 
 GGUF_NAMES = {
@@ -173,6 +174,24 @@ def write_random_gguf(
         writer.add_tensor(gguf_name(name), stored, raw_dtype=gguf.GGMLQuantizationType.F32 if is_vector else ggml_type)
     write_gguf_file(writer)
     return spec
+
+
+def write_plain_q40_m(source: ModelSource, path: Path) -> None:
+    """Writes `source` as a `.m` file in which every matrix went through absmax Q40, the embedding too.
+
+    The embedding is then stored as the F32 numbers that its Q40 blocks stand for, since the format wants F32 there.
+    """
+    with MFileWriter(path, replace(source.spec, weight_type=FloatType.Q40)) as writer:
+        for name, target in writer.tensors.items():
+            found = source.tensors["embedding" if name == "head" and source.spec.tied_embeddings else name]
+            values = dequantize(source.read(found.name), found.float_type)
+            if len(target.shape) == 2:
+                blocks = quantize(values, FloatType.Q40, "absmax")
+                if target.float_type is FloatType.Q40:
+                    writer.write(name, blocks)
+                    continue
+                values = dequantize(blocks, FloatType.Q40)
+            writer.write(name, quantize(values, target.float_type))
 
 
 def gguf_name(name: str) -> str:

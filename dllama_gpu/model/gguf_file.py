@@ -1,0 +1,208 @@
+"""GGUF files as a `ModelSource`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize as dequantize_ggml
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.model.codecs import dequantize, quantize, row_chunks
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.gguf_header import GgufTensor, MetadataValue, read_gguf_header
+from dllama_gpu.model.gguf_spec import Metadata, spec_from_metadata
+from dllama_gpu.model.m_format import layer_layout
+from dllama_gpu.model.mapped_file import MappedFile
+from dllama_gpu.model.source import TensorInfo
+from dllama_gpu.model.spec import ModelSpec
+
+_KEPT_TYPES = {
+    GGMLQuantizationType.F32: FloatType.F32,
+    GGMLQuantizationType.F16: FloatType.F16,
+    GGMLQuantizationType.BF16: FloatType.BF16,
+    GGMLQuantizationType.Q4_0: FloatType.Q40,
+    GGMLQuantizationType.Q4_1: FloatType.Q41,
+    GGMLQuantizationType.Q8_0: FloatType.Q80,
+}
+"""Types that are read as they lie in the file; all others are dequantized and stored as Q80."""
+
+_MODEL_NAMES = {
+    "token_embd.weight": "embedding",
+    "output_norm.weight": "final_norm",
+    "output.weight": "head",
+}
+_LAYER_NAMES = {
+    "attn_q.weight": "q",
+    "attn_k.weight": "k",
+    "attn_v.weight": "v",
+    "attn_output.weight": "o",
+    "ffn_gate.weight": "gate",
+    "ffn_down.weight": "down",
+    "ffn_up.weight": "up",
+    "attn_norm.weight": "attention_norm",
+    "ffn_norm.weight": "ffn_norm",
+}
+_ROPE_DIVISORS = "rope_freqs.weight"
+
+
+class GgufFile:
+    """A memory-mapped GGUF file; a `ModelSource`.
+
+    Matrices of the types F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are views of the file; other types are converted to Q80 at
+    each `read`. Vectors are always F32.
+
+    Raises DllamaError from the constructor when the file is missing, damaged, truncated, of another format, or holds a
+    model that is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MappedFile(path)
+        try:
+            header = read_gguf_header(self._file)
+            self.metadata: Mapping[str, MetadataValue] = MappingProxyType(header.metadata)
+            fields = Metadata(path, header.metadata)
+            divisors = header.tensors.get(_ROPE_DIVISORS)
+            self._stored = _canonical_tensors(path, header.tensors)
+            self._tensors = {name: _tensor_info(path, name, tensor) for name, tensor in self._stored.items()}
+            self._spec = spec_from_metadata(fields, self._tensors, None if divisors is None else self._floats(divisors))
+            _check_tensors(path, self._spec, self._tensors)
+        except DllamaError:
+            self._file.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+        return self._file.path
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Shape of the model."""
+        return self._spec
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors by canonical name, in file order."""
+        return MappingProxyType(self._tensors)
+
+    def read(self, name: str) -> npt.NDArray[np.uint8]:
+        """One tensor's blocks as uint8 [n_rows, row_bytes]: a view, or a converted copy. Raises KeyError if unknown."""
+        info = self._tensors[name]
+        tensor = self._stored[name]
+        raw = self._file.view(tensor.offset, tensor.n_bytes).reshape(info.n_rows, -1)
+        if _KEPT_TYPES.get(tensor.ggml_type) is info.float_type:
+            return raw
+        converted = np.empty((info.n_rows, info.row_bytes), dtype=np.uint8)
+        for rows in row_chunks(info.n_rows, info.n_columns):
+            values = _to_float32(raw[rows], tensor.ggml_type)
+            try:
+                converted[rows] = quantize(values, info.float_type)
+            except DllamaError as error:
+                raise DllamaError(f"{self.path}: the tensor {tensor.name} is damaged: {error}") from error
+        return converted
+
+    def release(self, name: str) -> None:
+        """Tells the operating system that this tensor's mapped pages are not needed for now."""
+        self._file.release(self._stored[name].offset, self._stored[name].n_bytes)
+
+    def close(self) -> None:
+        """Unmaps the file; arrays returned by `read` must not be used afterwards."""
+        self._file.close()
+
+    def _floats(self, tensor: GgufTensor) -> npt.NDArray[np.float32]:
+        """A small tensor outside the model's own ones as float32 of its shape."""
+        raw = self._file.view(tensor.offset, tensor.n_bytes).reshape(1, -1)
+        _check_readable(self.path, tensor)
+        return _to_float32(raw, tensor.ggml_type).reshape(tensor.shape)
+
+
+def _to_float32(raw: npt.NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> npt.NDArray[np.float32]:
+    """uint8 [n_rows, row_bytes] of a GGML type to float32 [n_rows, n]."""
+    kept = _KEPT_TYPES.get(ggml_type)
+    if kept is not None:
+        return dequantize(raw, kept)
+    with np.errstate(all="ignore"):  # a damaged scale may overflow; what comes of it is reported when it is quantized
+        values: npt.NDArray[np.float32] = dequantize_ggml(np.ascontiguousarray(raw), ggml_type)
+    return values
+
+
+def _canonical_tensors(path: Path, tensors: dict[str, GgufTensor]) -> dict[str, GgufTensor]:
+    """The model's tensors by canonical name, in file order. Raises DllamaError for one that has no such name."""
+    named: dict[str, GgufTensor] = {}
+    for tensor in tensors.values():
+        layer = re.fullmatch(r"blk\.(0|[1-9]\d{0,3})\.(.+)", tensor.name)
+        if tensor.name in _MODEL_NAMES:
+            named[_MODEL_NAMES[tensor.name]] = tensor
+        elif layer and layer[2] in _LAYER_NAMES:
+            named[f"layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}"] = tensor
+        elif tensor.name != _ROPE_DIVISORS:
+            raise DllamaError(f"{path}: {_refusal(tensor.name)}")
+    return named
+
+
+def _refusal(name: str) -> str:
+    if name.endswith(".bias"):
+        return f"the tensor {name} is a bias; models with biases are not supported"
+    if "_exps." in name or "_inp." in name or re.search(r"ffn_\w+\.\d+\.weight", name):
+        return f"the tensor {name} belongs to a mixture of experts, which is not supported for this architecture"
+    return f"the tensor {name} has no place in the architecture; the model is of a kind that is not supported"
+
+
+def _check_readable(path: Path, tensor: GgufTensor) -> None:
+    """Raises DllamaError when the gguf package cannot decode the tensor's type."""
+    if tensor.ggml_type in _KEPT_TYPES:
+        return
+    try:
+        _to_float32(np.zeros((1, GGML_QUANT_SIZES[tensor.ggml_type][1]), dtype=np.uint8), tensor.ggml_type)
+    except NotImplementedError:
+        raise DllamaError(
+            f"{path}: the tensor {tensor.name} has the type {tensor.ggml_type.name}, which is not supported; "
+            "Q4_0, Q8_0, F16 and the K-quants are"
+        ) from None
+
+
+def _tensor_info(path: Path, name: str, tensor: GgufTensor) -> TensorInfo:
+    """How the tensor will be read."""
+    _check_readable(path, tensor)
+    if len(tensor.shape) == 1:
+        return TensorInfo(name, tensor.shape, FloatType.F32)
+    return TensorInfo(name, tensor.shape, _KEPT_TYPES.get(tensor.ggml_type, FloatType.Q80))
+
+
+def _check_tensors(path: Path, spec: ModelSpec, tensors: dict[str, TensorInfo]) -> None:
+    """Raises DllamaError when a tensor is missing, has another shape than `spec` gives it, or is one too many."""
+    wanted = {"embedding": (spec.vocab_size, spec.dim), "final_norm": (spec.dim,)}
+    if not spec.tied_embeddings:
+        wanted["head"] = (spec.vocab_size, spec.dim)
+    if spec.n_layers * len(_LAYER_NAMES) > len(tensors):
+        raise DllamaError(
+            f"{path}: block_count is {spec.n_layers}, but the file has only {len(tensors)} tensors; the file is damaged"
+        )
+    for layer in range(spec.n_layers):
+        wanted |= {info.name: info.shape for info in layer_layout(spec, layer)}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise DllamaError(f"{path}: the tensor {_gguf_name(name)} is missing; the file is damaged")
+        if tensors[name].shape != shape:
+            found, expected = list(tensors[name].shape), list(shape)
+            raise DllamaError(f"{path}: the tensor {_gguf_name(name)} has the shape {found}, but {expected} is wanted")
+    for name in tensors:
+        if name not in wanted:
+            raise DllamaError(
+                f"{path}: the tensor {_gguf_name(name)} belongs to no layer: block_count is {spec.n_layers}"
+            )
+
+
+def _gguf_name(name: str) -> str:
+    """The file's name of a tensor, from the canonical one."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return f"blk.{parts[1]}." + {short: full for full, short in _LAYER_NAMES.items()}[parts[2]]
+    return {short: full for full, short in _MODEL_NAMES.items()}[name]

@@ -1,0 +1,46 @@
+"""Opening a model file by what it contains, whatever its name."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.model import m_format
+from dllama_gpu.model.gguf_file import GgufFile
+from dllama_gpu.model.m_file import MFile
+from dllama_gpu.model.mapped_file import MappedFile
+from dllama_gpu.model.source import ModelSource
+
+_M_STARTS = tuple(struct.pack("<I", magic) for magic in (m_format.MAGIC, *m_format.OLD_MAGICS))
+_TOKENIZER_STARTS = tuple(struct.pack("<I", magic) for magic in (0x567124, 0x567123))
+
+
+def open_model(path: Path) -> ModelSource:
+    """Opens a `.gguf` or `.m` file, recognised by its first bytes.
+
+    Raises DllamaError when the file is missing, damaged, of another kind, or holds a model that is not supported.
+    """
+    file = MappedFile(path)
+    start = bytes(file.buffer[:64])
+    file.close()
+    if start.startswith(b"GGUF"):
+        return GgufFile(path)
+    if start.startswith(_M_STARTS):
+        return MFile(path)
+    raise DllamaError(f"{path} {_describe(start)}; give a model file in the format GGUF or .m")
+
+
+def _describe(start: bytes) -> str:
+    """What a file that is no model starts like."""
+    if start.startswith(_TOKENIZER_STARTS):
+        return "is a tokenizer file (.t), which belongs to --tokenizer"
+    if start.startswith(b"PK\x03\x04"):
+        return "is a zip archive (a PyTorch checkpoint or a Python wheel), not a model file"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return "is a safetensors file, which cannot be run directly"
+    if start.startswith(b"version https://git-lfs"):
+        return "is only a Git LFS pointer, not the file itself (run `git lfs pull`)"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page, so the download failed"
+    return f"is no model file (it starts with {start[:8].hex(' ')})"
