@@ -1,0 +1,123 @@
+"""Gets a model by name and runs it: `python3 launch.py`, nothing else needed.
+
+The first start makes an environment, builds the package and downloads the model; later ones begin within seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 (an older Python gets a sentence, not a traceback)
+    sys.exit(f"dllama-gpu needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+
+import argparse
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.catalogue import CATALOGUE, DEFAULT_MODEL, ModelEntry, UnknownModelError, find_model
+from launcher.console import Console
+from launcher.environment import Environment, ensure_installed, ensure_python, environment_of
+from launcher.guard import guarded
+from launcher.store import ensure_model, is_verified
+
+_ROOT = Path(__file__).resolve().parent
+_MODELS = _ROOT / "models"
+_DEFAULT_STEPS = 128
+_SECONDS_TO_END = 10
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program with these command line arguments and returns its exit status."""
+    ours, extra = _split_at_dashes(arguments)
+    options = _parser().parse_args(ours)
+    if options.list:
+        _print_catalogue()
+        return 0
+    try:
+        entry = find_model(options.model)
+    except UnknownModelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    console = Console()
+    environment = environment_of(_ROOT)
+    if options.download_only:
+        ensure_python(environment, console, assume_yes=options.yes)
+    else:
+        ensure_installed(environment, (), console, assume_yes=options.yes)
+    folder = ensure_model(_MODELS, entry, environment.python, console)
+    if options.download_only:
+        console.say(f"{entry.name} is in {folder}")
+        return 0
+    command = run_command(environment, folder, entry, options, extra)
+    console.say(f"$ {shlex.join(command)}")
+    return 0 if options.skip_run else _run(command)
+
+
+def run_command(
+    environment: Environment, folder: Path, entry: ModelEntry, options: argparse.Namespace, extra: Sequence[str]
+) -> list[str]:
+    """The command line that runs the model in `folder` as `options` (of this program) and `extra` arguments say."""
+    command = [str(environment.program), "inference", "--model", str(folder / entry.model_file)]
+    command += ["--prompt", entry.prompt if options.prompt is None else options.prompt]
+    command += ["--steps", str(options.steps)]
+    if options.nthreads is not None:
+        command += ["--nthreads", str(options.nthreads)]
+    if options.device is not None:
+        command += ["--device", options.device]
+    return [*command, *extra]
+
+
+def _run(command: Sequence[str]) -> int:
+    """Runs the command on this terminal and returns its exit status, as a shell would give it."""
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the run got it too, and ends by itself
+        try:
+            process.wait(_SECONDS_TO_END)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+        return 130
+    if status < 0:
+        print(f"The run was ended by signal {-status}.", file=sys.stderr)
+        return 128 - status
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Get a model by name and run it. The first start prepares everything; later ones take seconds.",
+        epilog="What follows -- goes to `dllama-gpu inference` as it is, for example: launch.py -- --temperature 0.8",
+    )
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name of --list (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="list the models and end")
+    parser.add_argument("--prompt", help="the text to continue (default: one that suits the model)")
+    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="tokens to write (default: %(default)s)")
+    parser.add_argument("--nthreads", type=int, help="CPU threads to use")
+    parser.add_argument("--device", help="the device to use, for example cpu")
+    parser.add_argument("--download-only", action="store_true", help="get the model's files, build and run nothing")
+    parser.add_argument("--skip-run", action="store_true", help="make all ready and show the command, run nothing")
+    parser.add_argument("-y", "--yes", action="store_true", help="install missing system packages without asking")
+    return parser
+
+
+def _print_catalogue() -> None:
+    width = max(len(entry.name) for entry in CATALOGUE)
+    for entry in CATALOGUE:
+        present = all(is_verified(_MODELS / entry.name, file) for file in entry.files)
+        note = ", downloaded" if present else ""
+        print(f"{entry.name:<{width}}  {entry.description} ({entry.size / 1e6:.0f} MB{note})")
+
+
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return list(arguments), []
+    at = list(arguments).index("--")
+    return list(arguments[:at]), list(arguments[at + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

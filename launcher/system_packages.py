@@ -1,0 +1,128 @@
+"""What the machine must have before pip can build: venv, a C++ compiler, Python's headers; by apt where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dllama_gpu.errors import DllamaError
+from launcher.console import Console
+from launcher.pip_runner import explain_failure
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something missing on the machine: what it is, in words, and the Debian package that brings it."""
+
+    what: str
+    debian_package: str
+
+
+def missing_for_environment() -> list[Need]:
+    """What this interpreter lacks for making a virtual environment."""
+    if importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv"):
+        return []
+    return [Need("Python's venv and ensurepip modules", f"{_debian_python()}-venv")]
+
+
+def missing_for_build() -> list[Need]:
+    """What is missing for compiling a Python extension. On Windows the build itself says."""
+    if sys.platform == "win32":
+        return []
+    needs = []
+    if not _has_compiler():
+        needs.append(Need("a C++ compiler", "g++"))
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        needs.append(Need("Python's C headers (Python.h)", f"{_debian_python()}-dev"))
+    return needs
+
+
+def missing_for_arm_tests() -> list[Need]:
+    """What the tests of the ARM kernels use on other Linux machines: a cross compiler and an emulator."""
+    if not sys.platform.startswith("linux") or platform.machine() == "aarch64":
+        return []
+    needs = []
+    if not shutil.which("aarch64-linux-gnu-g++"):
+        needs.append(Need("the ARM64 cross compiler", "g++-aarch64-linux-gnu"))
+    if not shutil.which("qemu-aarch64"):
+        needs.append(Need("the ARM64 emulator", "qemu-user"))
+    return needs
+
+
+def install(needs: Sequence[Need], console: Console, *, assume_yes: bool) -> None:
+    """Installs `needs` with apt-get, as root or through sudo; does nothing for none.
+
+    Raises DllamaError, with what a person can do, where that is not possible.
+    """
+    if not needs:
+        return
+    wanted = " and ".join(need.what for need in needs)
+    packages = [need.debian_package for need in needs]
+    if not shutil.which("apt-get"):
+        raise DllamaError(f"This machine lacks {wanted}; {_advice_without_apt()}")
+    if any(package.startswith("python3.") for package in packages) and Path(sys.base_prefix) != Path("/usr"):
+        raise DllamaError(
+            f"The Python in {sys.base_prefix} lacks {wanted}; run this with the system's Python (/usr/bin/python3) "
+            "or with a complete one."
+        )
+    by_hand = f"apt-get install {' '.join(packages)}"
+    prefix = _root_prefix()
+    if prefix is None:
+        raise DllamaError(
+            f"This machine lacks {wanted}, and this account may not install it; ask an administrator to run: {by_hand}"
+        )
+    if not assume_yes and not console.confirm(f"This machine lacks {wanted}. Run `{by_hand}`?"):
+        raise DllamaError(f"{wanted[0].upper()}{wanted[1:]} must be there first; the command is: {by_hand}")
+    with console.step(f"installing {' '.join(packages)}"):
+        _apt_get([*prefix, "apt-get", "-q", "update"], by_hand)
+        _apt_get([*prefix, "apt-get", "-qy", "--no-install-recommends", "install", *packages], by_hand)
+
+
+def _apt_get(command: list[str], by_hand: str) -> None:
+    finished = subprocess.run(
+        command,
+        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if finished.returncode != 0:
+        raise DllamaError(explain_failure(f"run {by_hand}", finished.stdout))
+
+
+def _root_prefix() -> list[str] | None:
+    """What to put before a command so that it runs as root; None where that cannot be."""
+    if sys.platform == "win32":
+        return None
+    if os.geteuid() == 0:
+        return []
+    if not shutil.which("sudo"):
+        return None
+    # DEBIAN_FRONTEND must reach apt-get; without a terminal sudo must not wait for a password.
+    return ["sudo", "--preserve-env=DEBIAN_FRONTEND", *([] if sys.stdin.isatty() else ["--non-interactive"])]
+
+
+def _has_compiler() -> bool:
+    if sys.platform == "darwin":  # /usr/bin/c++ exists there before the compiler does
+        return subprocess.run(["xcode-select", "--print-path"], capture_output=True).returncode == 0
+    names = (os.environ.get("CXX", "c++").split()[0], "c++", "g++", "clang++")
+    return any(shutil.which(name) for name in names)
+
+
+def _debian_python() -> str:
+    return f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _advice_without_apt() -> str:
+    if sys.platform == "darwin":
+        return "run xcode-select --install, then this again."
+    return "install it with the system's package manager and run this again."
