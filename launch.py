@@ -3,8 +3,6 @@
 The first start makes an environment, builds the package and downloads the model; later ones begin within seconds.
 """
 
-from __future__ import annotations
-
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 (an older Python gets a sentence, not a traceback)
@@ -26,12 +24,12 @@ _ROOT = Path(__file__).resolve().parent
 _MODELS = _ROOT / "models"
 _DEFAULT_STEPS = 128
 _SECONDS_TO_END = 10
+_SIGNAL_HINTS = {9: ", probably by the system for want of memory; try a smaller --max-seq-len behind --"}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program with these command line arguments and returns its exit status."""
-    ours, extra = _split_at_dashes(arguments)
-    options = _parser().parse_args(ours)
+    options, extra = parse_arguments(arguments)
     if options.list:
         _print_catalogue()
         return 0
@@ -51,8 +49,14 @@ def main(arguments: Sequence[str]) -> int:
         console.say(f"{entry.name} is in {folder}")
         return 0
     command = run_command(environment, folder, entry, options, extra)
-    console.say(f"$ {shlex.join(command)}")
-    return 0 if options.skip_run else _run(command)
+    console.say(f"$ {_shell_line(command)}")
+    return 0 if options.skip_run else run(command)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This program's options, and what follows `--` for the run."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return _parser().parse_args(arguments[:at]), list(arguments[at + 1 :])
 
 
 def run_command(
@@ -69,7 +73,7 @@ def run_command(
     return [*command, *extra]
 
 
-def _run(command: Sequence[str]) -> int:
+def run(command: Sequence[str]) -> int:
     """Runs the command on this terminal and returns its exit status, as a shell would give it."""
     process = subprocess.Popen(command)
     try:
@@ -81,9 +85,13 @@ def _run(command: Sequence[str]) -> int:
             process.kill()
         return 130
     if status < 0:
-        print(f"The run was ended by signal {-status}.", file=sys.stderr)
+        print(f"The run was ended by signal {-status}{_SIGNAL_HINTS.get(-status, '')}.", file=sys.stderr)
         return 128 - status
     return status
+
+
+def _shell_line(command: Sequence[str]) -> str:
+    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,13 +118,6 @@ def _print_catalogue() -> None:
         present = all(is_verified(_MODELS / entry.name, file) for file in entry.files)
         note = ", downloaded" if present else ""
         print(f"{entry.name:<{width}}  {entry.description} ({entry.size / 1e6:.0f} MB{note})")
-
-
-def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    if "--" not in arguments:
-        return list(arguments), []
-    at = list(arguments).index("--")
-    return list(arguments[:at]), list(arguments[at + 1 :])
 
 
 if __name__ == "__main__":

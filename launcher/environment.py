@@ -140,7 +140,7 @@ def _make_python(environment: Environment, console: Console, *, assume_yes: bool
     if _works(environment):
         return
     system_packages.install(system_packages.missing_for_environment(), console, assume_yes=assume_yes)
-    with console.step(f"making the Python environment {environment.folder}"):
+    with console.step("making the Python environment"):
         # --clear: what an interrupted start or a removed interpreter left must not stay.
         command = [sys.executable, "-m", "venv", "--clear", str(environment.folder)]
         finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -166,7 +166,7 @@ def _install_package(environment: Environment, extras: frozenset[str], console: 
         pip("install", *requirements, purpose="install the build tools", step=step)
         if build_tools := _ask_build_tools(environment):
             pip("install", *build_tools, purpose="install CMake and Ninja", step=step)
-    with console.step("installing dllama-gpu and what it uses, compiling its native code") as step:
+    with console.step("building dllama-gpu") as step:
         target = f".[{','.join(sorted(extras))}]" if extras else "."
         pip("install", "-v", "--no-build-isolation", "--editable", target, purpose="build dllama-gpu", step=step)
 

@@ -76,7 +76,7 @@ def _fetch(path: Path, file: ModelFile, source: Source, context: FetchContext) -
         with (
             source.open(context) as stream,
             part.open("wb") as target,
-            context.console.step(f"writing {path}") as step,
+            context.console.step(f"unpacking {file.name}") as step,
         ):
             while chunk := stream.read(_CHUNK_BYTES):
                 target.write(chunk)
