@@ -1,0 +1,307 @@
+// The Python module dllama_gpu.cpu._native. Memory belongs to NumPy arrays that dllama_gpu/cpu/program.py keeps alive;
+// what is checked here are the sizes that a mistake there would turn into a stray pointer.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu_features.hpp"
+#include "ops.hpp"
+#include "packing.hpp"
+#include "program.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace dllama {
+
+namespace {
+
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+const KernelTable& kernels_named(const std::string& name) {
+  for (const KernelTable* table : usable_kernels())
+    if (name == table->name) return *table;
+  throw std::invalid_argument("this processor cannot run the kernels '" + name + "'");
+}
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : usable_kernels()) names.emplace_back(table->name);
+  return names;
+}
+
+PackedWeight make_packed_weight(const Bytes& data, WeightType type, int n_rows, int n_columns) {
+  require(n_rows > 0 && n_columns > 0 && row_bytes(type, n_columns) > 0, "a weight needs whole blocks of columns");
+  PackedWeight weight = packed_layout(type, n_rows, n_columns);
+  require(static_cast<size_t>(data.nbytes()) >= packed_bytes(weight), "the array is too small for the packed weight");
+  weight.data = data.data();
+  return weight;
+}
+
+RowSource make_row_source(const py::array& rows, WeightType type, int n_columns) {
+  require(rows.ndim() == 2 && rows.itemsize() == 1 && rows.strides(1) == 1, "rows must be bytes [n_rows, row_bytes]");
+  require(static_cast<size_t>(rows.shape(1)) == row_bytes(type, n_columns), "rows have the wrong number of bytes");
+  RowSource source;
+  source.weight = {type, static_cast<int>(rows.shape(0)), n_columns, nullptr, 0, 0, 0};
+  source.row_major = static_cast<const uint8_t*>(rows.data());
+  source.row_stride = static_cast<size_t>(rows.strides(0));
+  return source;
+}
+
+// pack_rows with the GIL released, the groups of 16 rows shared out among the pool's threads.
+void pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_columns, const py::array& source,
+          int first_row) {
+  const PackedWeight weight = make_packed_weight(data, type, n_rows, n_columns);
+  const RowSource rows = make_row_source(source, type, n_columns);
+  const int count = rows.weight.n_rows;
+  require(first_row >= 0 && first_row + count <= n_rows, "rows do not fit the packed weight");
+  uint8_t* to = data.mutable_data();
+  py::gil_scoped_release unlocked;
+  std::atomic<int> next{0};
+  constexpr int kStep = 4 * kGroupRows;
+  pool.run([&](int) {
+    for (int row; (row = next.fetch_add(kStep)) < count;) {
+      const int n = count - row < kStep ? count - row : kStep;
+      pack_rows(weight, to, rows.row_major + row * rows.row_stride, rows.row_stride, first_row + row, n);
+    }
+  });
+}
+
+// Bytes of a Q80 buffer: quants, then three 4-byte numbers a block.
+size_t q80_bytes(int rows, int width) {
+  const size_t blocks = static_cast<size_t>(rows) * (width / kBlock);
+  return blocks * (kBlock + 3 * 4);
+}
+
+ActivationBuffer f32_buffer(Floats array, bool logit_rows_only) {
+  require(array.ndim() == 2, "an f32 buffer is [rows, width]");
+  ActivationBuffer buffer;
+  buffer.width = static_cast<int>(array.shape(1));
+  buffer.logit_rows_only = logit_rows_only;
+  buffer.f32 = array.mutable_data();
+  return buffer;
+}
+
+ActivationBuffer i32_buffer(Ints array, bool logit_rows_only) {
+  require(array.ndim() == 2, "an i32 buffer is [rows, width]");
+  ActivationBuffer buffer;
+  buffer.width = static_cast<int>(array.shape(1));
+  buffer.logit_rows_only = logit_rows_only;
+  buffer.i32 = array.mutable_data();
+  return buffer;
+}
+
+ActivationBuffer q80_buffer(Bytes array, int max_rows, int width, bool logit_rows_only) {
+  require(width > 0 && width % kBlock == 0, "a Q80 buffer's width must be a multiple of 32");
+  require(static_cast<size_t>(array.nbytes()) >= q80_bytes(max_rows, width), "the array is too small for the buffer");
+  const size_t elements = static_cast<size_t>(max_rows) * width, blocks = elements / kBlock;
+  uint8_t* data = array.mutable_data();
+  ActivationBuffer buffer;
+  buffer.width = width;
+  buffer.logit_rows_only = logit_rows_only;
+  buffer.q80.width = width;
+  buffer.q80.quants = reinterpret_cast<int8_t*>(data);
+  buffer.q80.scales = reinterpret_cast<float*>(data + elements);
+  buffer.q80.sums_times_minus8 = reinterpret_cast<int32_t*>(data + elements + 4 * blocks);
+  buffer.q80.scaled_sums = reinterpret_cast<float*>(data + elements + 8 * blocks);
+  return buffer;
+}
+
+// The first n_rows rows of a Q80 buffer that was written by a step of that many rows, as f32 [n_rows, width].
+Floats read_q80(const ActivationBuffer& buffer, int n_rows) {
+  require(buffer.q80.quants != nullptr, "not a Q80 buffer");
+  Floats out({n_rows, buffer.width});
+  auto rows = out.mutable_unchecked<2>();
+  for (int r = 0; r < n_rows; r++)
+    for (int k = 0; k < buffer.width; k++) {
+      const size_t index = q80_index(buffer.q80, r, k / kBlock, n_rows);
+      rows(r, k) = static_cast<float>(buffer.q80.quants[index * kBlock + k % kBlock]) * buffer.q80.scales[index];
+    }
+  return out;
+}
+
+KvCache make_kv_cache(py::array_t<uint16_t, py::array::c_style> keys, py::array_t<uint16_t, py::array::c_style> values,
+                      int n_slots, int n_kv_heads, int seq_len, int head_dim) {
+  require(n_slots > 0 && n_kv_heads > 0 && seq_len > 0 && seq_len % 16 == 0, "seq_len must be a multiple of 16");
+  require(head_dim > 0 && head_dim % 2 == 0 && head_dim <= kMaxHeadDim, "head_dim must be even and at most 512");
+  KvCache cache;
+  cache.n_slots = n_slots;
+  cache.n_kv_heads = n_kv_heads;
+  cache.seq_len = seq_len;
+  cache.head_dim = head_dim;
+  cache.padded_head_dim = (head_dim + 15) / 16 * 16;
+  const auto size = static_cast<py::ssize_t>(n_slots) * n_kv_heads * seq_len * cache.padded_head_dim;
+  require(keys.size() >= size && values.size() >= size, "the arrays are too small for the cache");
+  cache.keys = keys.mutable_data();
+  cache.values = values.mutable_data();
+  return cache;
+}
+
+struct StepArrays {
+  Ints tokens, slots, positions, logit_rows;
+  Floats temperatures;
+
+  Step step(const Program& program) const {
+    Step step;
+    step.n_rows = static_cast<int>(tokens.size());
+    step.n_logit_rows = static_cast<int>(logit_rows.size());
+    require(step.n_rows > 0 && step.n_rows <= program.max_rows(), "the step has too many rows");
+    require(slots.size() == tokens.size() && positions.size() == tokens.size() &&
+                temperatures.size() == logit_rows.size(),
+            "the step's columns differ in length");
+    step.tokens = tokens.data();
+    step.slots = slots.data();
+    step.positions = positions.data();
+    step.logit_rows = logit_rows.data();
+    step.temperatures = temperatures.data();
+    return step;
+  }
+};
+
+void run(Program& program, const StepArrays& arrays) {
+  const Step step = arrays.step(program);
+  py::gil_scoped_release unlocked;
+  program.run(step);
+}
+
+void run_timed(Program& program, const StepArrays& arrays, py::array_t<double, py::array::c_style> seconds) {
+  const Step step = arrays.step(program);
+  require(static_cast<size_t>(seconds.size()) == program.n_ops(), "one number an op");
+  double* to = seconds.mutable_data();
+  py::gil_scoped_release unlocked;
+  program.run_timed(step, to);
+}
+
+void add_rms_norm(Program& program, const ActivationBuffer& x, const ActivationBuffer* add, const Floats& weight,
+                  const ActivationBuffer& out, float epsilon) {
+  require(x.f32 && x.width == out.width && weight.size() == x.width, "widths of an RMS norm differ");
+  require(!add || (add->f32 && add->width == x.width), "widths of an RMS norm differ");
+  program.add(make_rms_norm(program.kernels(), x, add ? *add : ActivationBuffer{}, weight.data(), out, epsilon));
+}
+
+void add_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& weight, const ActivationBuffer& out,
+                int out_column) {
+  require(x.width == weight.n_columns && out.f32 && out_column >= 0 && out_column + weight.n_rows <= out.width,
+          "shapes of a matmul differ");
+  program.add(make_matmul(program.kernels(), x, weight, out, out_column));
+}
+
+void add_gated_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& gate, const PackedWeight& up,
+                      const ActivationBuffer& out) {
+  require(x.width == gate.n_columns && x.width == up.n_columns && gate.n_rows == up.n_rows && out.width == gate.n_rows,
+          "shapes of a gated matmul differ");
+  program.add(make_gated_matmul(program.kernels(), x, gate, up, out, program.max_rows()));
+}
+
+void add_rope_store(Program& program, const ActivationBuffer& qkv, const ActivationBuffer& angles,
+                    const KvCache& cache, int n_heads, bool half_split) {
+  require(qkv.f32 && angles.f32 && angles.width == cache.head_dim &&
+              qkv.width == (n_heads + 2 * cache.n_kv_heads) * cache.head_dim,
+          "shapes of a rotation differ");
+  program.add(make_rope_store(program.kernels(), qkv, angles, cache, n_heads, half_split));
+}
+
+void add_attention(Program& program, const ActivationBuffer& qkv, const KvCache& cache, const ActivationBuffer& out,
+                   int n_heads, float scale, const std::shared_ptr<AttentionWork>& work) {
+  require(qkv.f32 && n_heads % cache.n_kv_heads == 0 && n_heads / cache.n_kv_heads <= 256 &&
+              out.width == n_heads * cache.head_dim,
+          "shapes of an attention differ");
+  program.add(make_attention_chunks(program.kernels(), qkv, cache, n_heads, scale, work));
+  program.add(make_attention_join(program.kernels(), cache, n_heads, out, work));
+}
+
+void add_top_candidates(Program& program, const ActivationBuffer& logits, const ActivationBuffer& values,
+                        const ActivationBuffer& ids, const ActivationBuffer& log_sum_exp, int first_id) {
+  require(logits.f32 && values.f32 && ids.i32 && log_sum_exp.f32 && values.width == ids.width &&
+              values.width <= logits.width && log_sum_exp.width == 1,
+          "shapes of a candidate search differ");
+  auto work = make_candidate_work(program.max_rows(), logits.width, values.width);
+  program.add(make_candidate_search(program.kernels(), logits, first_id, work));
+  program.add(make_candidate_join(values, ids, log_sum_exp, work));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels, thread pool and op list of the CPU device.";
+  m.def("kernel_names", &kernel_names, "Kernel tables this processor can run, best first.");
+  m.def("cpu_features", &cpu_features, "Instruction set extensions found.");
+  m.def("q80_bytes", &q80_bytes, "rows"_a, "width"_a, "Bytes of a Q80 buffer.");
+
+  py::enum_<WeightType>(m, "WeightType")
+      .value("F32", WeightType::F32)
+      .value("F16", WeightType::F16)
+      .value("BF16", WeightType::BF16)
+      .value("Q40", WeightType::Q40)
+      .value("Q41", WeightType::Q41)
+      .value("Q80", WeightType::Q80);
+
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool")
+      .def(py::init<int, bool>(), "n_threads"_a, "pin"_a, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("n_threads", &ThreadPool::n_threads);
+
+  py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a, "type"_a, "n_rows"_a, "n_columns"_a);
+  py::class_<RowSource>(m, "RowSource")
+      .def(py::init(&make_row_source), "rows"_a, "type"_a, "n_columns"_a)
+      .def(py::init([](const PackedWeight& weight) { return RowSource{weight, nullptr, 0}; }), "weight"_a);
+  m.def(
+      "packed_bytes",
+      [](WeightType type, int n_rows, int n_columns) { return packed_bytes(packed_layout(type, n_rows, n_columns)); },
+      "type"_a, "n_rows"_a, "n_columns"_a, "Bytes of a packed weight.");
+  m.def("pack", &pack, "pool"_a, "data"_a, "type"_a, "n_rows"_a, "n_columns"_a, "source"_a, "first_row"_a,
+        "Packs row-major rows [n, row_bytes] into rows first_row.. of a packed weight whose memory was zero.");
+
+  py::class_<ActivationBuffer>(m, "ActivationBuffer").def_readonly("width", &ActivationBuffer::width);
+  m.def("f32_buffer", &f32_buffer, "array"_a, "logit_rows_only"_a);
+  m.def("i32_buffer", &i32_buffer, "array"_a, "logit_rows_only"_a);
+  m.def("q80_buffer", &q80_buffer, "array"_a, "max_rows"_a, "width"_a, "logit_rows_only"_a);
+  m.def("read_q80", &read_q80, "buffer"_a, "n_rows"_a, "Rows of a Q80 buffer as f32 [n_rows, width].");
+  py::class_<KvCache>(m, "KvCache")
+      .def(py::init(&make_kv_cache), "keys"_a, "values"_a, "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
+  py::class_<AttentionWork, std::shared_ptr<AttentionWork>>(m, "AttentionWork")
+      .def(py::init(&make_attention_work), "max_rows"_a, "n_heads"_a, "padded_head_dim"_a, "seq_len"_a);
+
+  py::class_<StepArrays>(m, "Step")
+      .def(py::init([](Ints tokens, Ints slots, Ints positions, Ints logit_rows, Floats temperatures) {
+             return StepArrays{std::move(tokens), std::move(slots), std::move(positions), std::move(logit_rows),
+                               std::move(temperatures)};
+           }),
+           "tokens"_a, "slots"_a, "positions"_a, "logit_rows"_a, "temperatures"_a);
+
+  py::class_<Program>(m, "Program")
+      .def(py::init([](std::shared_ptr<ThreadPool> pool, const std::string& kernels, int max_rows) {
+             return std::make_unique<Program>(std::move(pool), kernels_named(kernels), max_rows);
+           }),
+           "pool"_a, "kernels"_a, "max_rows"_a)
+      .def("add_embed",
+           [](Program& program, const RowSource& weight, const ActivationBuffer& out) {
+             require(out.f32 && out.width == weight.weight.n_columns, "shapes of an embedding differ");
+             program.add(make_embed(weight, out));
+           })
+      .def("add_rope_angles",
+           [](Program& program, std::vector<double> frequencies, const ActivationBuffer& out) {
+             require(out.f32 && static_cast<size_t>(out.width) == 2 * frequencies.size(), "shapes of angles differ");
+             program.add(make_rope_angles(std::move(frequencies), out));
+           })
+      .def("add_rms_norm", &add_rms_norm, "x"_a, "add"_a.none(true), "weight"_a, "out"_a, "epsilon"_a)
+      .def("add_matmul", &add_matmul, "x"_a, "weight"_a, "out"_a, "out_column"_a)
+      .def("add_gated_matmul", &add_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a)
+      .def("add_rope_store", &add_rope_store, "qkv"_a, "angles"_a, "cache"_a, "n_heads"_a, "half_split"_a)
+      .def("add_attention", &add_attention, "qkv"_a, "cache"_a, "out"_a, "n_heads"_a, "scale"_a, "work"_a)
+      .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a)
+      .def_property_readonly("n_ops", &Program::n_ops)
+      .def("run", &run, "step"_a)
+      .def("run_timed", &run_timed, "step"_a, "seconds"_a);
+}
+
+}  // namespace dllama

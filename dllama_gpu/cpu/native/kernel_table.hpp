@@ -1,0 +1,142 @@
+// What a kernel is given, and the table of kernels that each instruction set fills.
+//
+// Layouts (all sizes in elements unless said otherwise):
+//
+// Packed weight: matrix rows are interleaved in groups of 16, so that one vector holds four neighbouring bytes (or one
+// element) of each of 16 rows. Group g holds rows 16g..16g+15; rows past the end are zero. With nb = n_columns / 32:
+//   Q40   [nb][4 chunks][16 rows][4 bytes] nibbles, then [nb][16] f16 scales. Byte j of chunk c holds elements 4c+j
+//         (low nibble) and 16+4c+j (high nibble) of a block; value = (nibble - 8) * scale.
+//   Q41   the same, then [nb][16] f16 minima; value = nibble * scale + minimum.
+//   Q80   [nb][8 chunks][16 rows][4 int8], then [nb][16] f16 scales.
+//   F32   [n_columns][16] f32;  F16, BF16  [n_columns][16] 16-bit.
+//
+// Q80 activations (rows, width): rows are interleaved in tiles of up to 16. Tile t holds rows 16t..16t+h-1, where
+// h = min(16, n_rows - 16t); within it int8 quants lie as [nb][h][32], and the three per-block numbers as [nb][h].
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dllama {
+
+constexpr int kGroupRows = 16;
+constexpr int kTileRows = 16;
+constexpr int kBlock = 32;
+// Positions one attention work item covers; partial results are merged in order, so that a row's result depends
+// neither on the number of threads nor on the other rows of its batch.
+constexpr int kAttentionChunk = 256;
+constexpr int kMaxHeadDim = 512;
+
+enum class WeightType : int { F32 = 0, F16, BF16, Q40, Q41, Q80 };
+constexpr int kWeightTypes = 6;
+
+struct PackedWeight {
+  WeightType type;
+  int n_rows, n_columns;
+  const uint8_t* data;    // [groups][group_bytes]
+  size_t group_bytes;     // a multiple of 64
+  size_t scale_offset;    // bytes from a group's start to its scales
+  size_t minimum_offset;  // bytes from a group's start to its minima (Q41)
+};
+
+struct Q80Rows {
+  int width;             // elements of a row, a multiple of 32
+  int8_t* quants;        // value = quant * scale
+  float* scales;         // f16-rounded
+  int32_t* sums_times_minus8;  // -8 * sum of the block's quants
+  float* scaled_sums;    // scale * sum of the block's quants
+
+  int n_blocks() const { return width / kBlock; }
+};
+
+// Height of the tile that holds `row` in a batch of `n_rows`.
+inline int tile_height(int row, int n_rows) {
+  const int left = n_rows - row / kTileRows * kTileRows;
+  return left < kTileRows ? left : kTileRows;
+}
+
+// Index of (row, block) in the per-block arrays; its quants start at 32 times that.
+inline size_t q80_index(const Q80Rows& x, int row, int block, int n_rows) {
+  const size_t tile_start = static_cast<size_t>(row / kTileRows) * kTileRows * x.n_blocks();
+  return tile_start + static_cast<size_t>(block) * tile_height(row, n_rows) + row % kTileRows;
+}
+
+struct MatmulArgs {
+  PackedWeight weight;
+  const float* x_f32;  // [n_rows][x_stride], or null
+  size_t x_stride;
+  Q80Rows x_q80;  // used when x_f32 is null
+  int n_rows;
+  float* out;  // element (row, r of the weight) at out[row * out_stride + r]
+  size_t out_stride;
+};
+
+// Where a row-wise kernel writes: f32 or Q80.
+struct RowOutput {
+  float* f32;  // [n_rows][width], or null
+  Q80Rows q80;
+  int width;
+  int n_rows;  // rows of the whole buffer, for the tile layout
+};
+
+struct AttentionArgs {
+  int padded_head_dim;  // a multiple of 16
+  const uint16_t* k;    // one KV head of one slot: [seq_len / 16][padded_head_dim][16]
+  const uint16_t* v;    // [seq_len][padded_head_dim]
+};
+
+// One query's softmax over one chunk, before division: out = sum(exp(s - maximum) * v), sum = sum(exp(s - maximum)).
+struct AttentionPartial {
+  float maximum;
+  float sum;
+  float* out;  // [padded_head_dim]
+};
+
+struct KernelTable {
+  const char* name;
+
+  // Weight rows of groups [group_begin, group_end) against all rows of x; null where the pair is not supported.
+  void (*matmul_q80[kWeightTypes])(const MatmulArgs&, int group_begin, int group_end);
+  void (*matmul_f32[kWeightTypes])(const MatmulArgs&, int group_begin, int group_end);
+
+  // x += add (add may be null), then out row = x / rms(x) * weight.
+  void (*rms_norm)(float* x, const float* add, const float* weight, float epsilon, int width, const RowOutput& out,
+                   int out_row);
+  // Elements [column, column + n) of an output row; n and column multiples of 32 when out is Q80.
+  void (*store_row)(const float* x, int n, const RowOutput& out, int out_row, int column);
+  // gate = silu(gate) * up, n elements.
+  void (*silu_mul)(float* gate, const float* up, int n);
+  void (*f32_to_f16)(const float* x, uint16_t* out, int n);
+  // Queries [n_queries][padded_head_dim], already scaled, against positions [begin, ends[query]) of one KV head; begin
+  // is a multiple of kAttentionChunk, and a query whose end is not past it gets an empty partial result;
+  // scores is scratch [n_queries][kAttentionChunk].
+  void (*attention_chunk)(const AttentionArgs&, const float* queries, int n_queries, int begin, const int* ends,
+                          float* scores, AttentionPartial* partials);
+  // Folds a later chunk into an earlier one.
+  void (*attention_merge)(AttentionPartial& into, const AttentionPartial& later, int padded_head_dim);
+  // The k largest of n values as (value, id) pairs in no particular order, and max and sum(exp((v - max) * scale)).
+  int (*top_candidates)(const float* values, int n, int first_id, int k, float scale, float* top_values, int* top_ids,
+                        float* maximum, float* exp_sum);
+};
+
+const KernelTable* kernels_plain();
+#ifdef DLLAMA_HAVE_AVX2
+const KernelTable* kernels_avx2();
+#endif
+#ifdef DLLAMA_HAVE_AVXVNNI
+const KernelTable* kernels_avxvnni();
+#endif
+#ifdef DLLAMA_HAVE_AVX512
+const KernelTable* kernels_avx512();
+#endif
+#ifdef DLLAMA_HAVE_NEON
+const KernelTable* kernels_neon();
+#endif
+#ifdef DLLAMA_HAVE_DOTPROD
+const KernelTable* kernels_dotprod();
+#endif
+#ifdef DLLAMA_HAVE_I8MM
+const KernelTable* kernels_i8mm();
+#endif
+
+}  // namespace dllama

@@ -1,0 +1,45 @@
+// All kernels of one instruction set; the including file brings a simd_*.hpp and names its table.
+
+#include <cmath>
+
+#include "kernel_table.hpp"
+
+namespace {
+using dllama::AttentionArgs;
+using dllama::AttentionPartial;
+using dllama::kAttentionChunk;
+using dllama::kBlock;
+using dllama::kGroupRows;
+using dllama::kTileRows;
+using dllama::MatmulArgs;
+using dllama::PackedWeight;
+using dllama::q80_index;
+using dllama::Q80Rows;
+using dllama::RowOutput;
+using dllama::tile_height;
+}  // namespace
+
+#include "matmul.inl"
+#include "rows.inl"
+// rows.inl's vector exp is used by the next two.
+#include "attention.inl"
+#include "candidates.inl"
+
+namespace {
+
+constexpr dllama::KernelTable make_table(const char* name) {
+  return {name,
+          {nullptr, nullptr, nullptr, matmul_q80<NibbleFormat<false>>, matmul_q80<NibbleFormat<true>>,
+           matmul_q80<ByteFormat>},
+          {matmul_f32<F32Reader>, matmul_f32<HalfReader<false>>, matmul_f32<HalfReader<true>>,
+           matmul_f32<NibbleReader<false>>, matmul_f32<NibbleReader<true>>, matmul_f32<ByteReader>},
+          rms_norm,
+          store_row,
+          silu_mul,
+          f32_to_f16_row,
+          attention_chunk,
+          attention_merge,
+          top_candidates};
+}
+
+}  // namespace

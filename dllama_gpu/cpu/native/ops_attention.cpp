@@ -1,0 +1,211 @@
+// Attention in two ops. The first covers (rows of one slot) x (KV head) x (chunk of positions), the second puts a
+// row's chunks together, divides, and writes the row.
+//
+// A step of few rows is cut by chunks, so that a long context keeps all threads busy; a step of many rows has work
+// enough without, and merges the chunks of a row as it goes. Both merge the same partial results in the same order.
+
+#include <cmath>
+#include <cstring>
+
+#include "ops.hpp"
+
+namespace dllama {
+
+namespace {
+
+constexpr int kSplitRows = 8;       // steps of at most this many rows are cut by chunks
+constexpr int kQueriesAtOnce = 16;  // queries (rows times heads of a KV group) that share a pass over the keys
+
+// Neighbouring rows of one slot.
+struct Tile {
+  int row, n_rows;
+  int n_chunks;
+  int first_unit;
+};
+
+int chunks_of(int position) { return position / kAttentionChunk + 1; }
+
+}  // namespace
+
+struct AttentionWork {
+  int max_rows, n_heads, padded_head_dim, max_chunks;
+  std::vector<float> out;                 // [partials][padded_head_dim]
+  std::vector<AttentionPartial> partials;  // split: [row][head][chunk]; else [row][head]
+
+  static bool split(const Step& step) { return step.n_rows <= kSplitRows; }
+  AttentionPartial& partial(const Step& step, int row, int head, int chunk) {
+    const size_t index = static_cast<size_t>(row) * n_heads + head;
+    return partials[split(step) ? index * max_chunks + chunk : index];
+  }
+};
+
+std::shared_ptr<AttentionWork> make_attention_work(int max_rows, int n_heads, int padded_head_dim, int seq_len) {
+  auto work = std::make_shared<AttentionWork>();
+  work->max_rows = max_rows;
+  work->n_heads = n_heads;
+  work->padded_head_dim = padded_head_dim;
+  work->max_chunks = chunks_of(seq_len - 1);
+  const size_t split_rows = max_rows < kSplitRows ? max_rows : kSplitRows;
+  const size_t split = split_rows * work->max_chunks, whole = static_cast<size_t>(max_rows);
+  const size_t count = (split > whole ? split : whole) * n_heads;
+  work->out.resize(count * padded_head_dim);
+  work->partials.resize(count);
+  for (size_t i = 0; i < count; i++) work->partials[i] = {0, 0, work->out.data() + i * padded_head_dim};
+  return work;
+}
+
+namespace {
+
+class AttentionChunks : public Op {
+ public:
+  AttentionChunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache, int n_heads,
+                  float scale, std::shared_ptr<AttentionWork> work)
+      : kernels_(kernels),
+        qkv_(qkv),
+        cache_(cache),
+        n_heads_(n_heads),
+        group_(n_heads / cache.n_kv_heads),
+        rows_at_once_(group_ < kQueriesAtOnce ? kQueriesAtOnce / group_ : 1),
+        scale_(scale),
+        work_(std::move(work)) {
+    tiles_.reserve(work_->max_rows);
+  }
+
+  void prepare(const Step& step) override {
+    tiles_.clear();
+    int unit = 0;
+    for (int row = 0; row < step.n_rows;) {
+      int n = 1;
+      while (n < rows_at_once_ && row + n < step.n_rows && step.slots[row + n] == step.slots[row]) n++;
+      int last = 0;
+      for (int i = 0; i < n; i++) last = step.positions[row + i] > last ? step.positions[row + i] : last;
+      tiles_.push_back({row, n, chunks_of(last), unit});
+      unit += cache_.n_kv_heads * (AttentionWork::split(step) ? tiles_.back().n_chunks : 1);
+      row += n;
+    }
+    n_units_ = unit;
+  }
+
+  int units(const Step&) const override { return n_units_; }
+
+  size_t scratch_bytes() const override {
+    const size_t queries = max_queries();
+    // Queries, scores, and one partial result a query for chunks that are merged at once.
+    return queries * (sizeof(float) * (2 * cache_.padded_head_dim + kAttentionChunk) + 2 * sizeof(AttentionPartial) +
+                      sizeof(int)) + 256;
+  }
+
+  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
+    size_t at = 0;
+    for (int unit = begin; unit < end; unit++) {
+      while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
+      const Tile& tile = tiles_[at];
+      const int local = unit - tile.first_unit;
+      if (AttentionWork::split(step))
+        attend(step, tile, local / tile.n_chunks, local % tile.n_chunks, local % tile.n_chunks + 1, scratch);
+      else
+        attend(step, tile, local, 0, tile.n_chunks, scratch);
+    }
+  }
+
+ private:
+  size_t max_queries() const { return static_cast<size_t>(rows_at_once_) * group_; }
+
+  void attend(const Step& step, const Tile& tile, int kv_head, int first_chunk, int end_chunk,
+              uint8_t* scratch) const {
+    const int width = cache_.padded_head_dim, n_queries = tile.n_rows * group_;
+    auto* queries = reinterpret_cast<float*>(scratch);
+    float* scores = queries + max_queries() * width;
+    float* later_out = scores + max_queries() * kAttentionChunk;
+    auto* partials = reinterpret_cast<AttentionPartial*>(later_out + max_queries() * width);
+    AttentionPartial* later = partials + max_queries();
+    auto* ends = reinterpret_cast<int*>(later + max_queries());
+
+    for (int q = 0; q < n_queries; q++) {
+      const int row = tile.row + q / group_, head = kv_head * group_ + q % group_;
+      const float* from = qkv_.f32 + static_cast<size_t>(row) * qkv_.width + head * cache_.head_dim;
+      for (int d = 0; d < cache_.head_dim; d++) queries[q * width + d] = from[d] * scale_;
+      for (int d = cache_.head_dim; d < width; d++) queries[q * width + d] = 0;
+      ends[q] = step.positions[row] + 1;
+      later[q] = {0, 0, later_out + static_cast<size_t>(q) * width};
+    }
+    const int slot = step.slots[tile.row];
+    const AttentionArgs args{width, cache_.head_keys(slot, kv_head), cache_.head_values(slot, kv_head)};
+    for (int chunk = first_chunk; chunk < end_chunk; chunk++) {
+      const int begin = chunk * kAttentionChunk, limit = begin + kAttentionChunk;
+      int chunk_ends[kQueriesAtOnce > kMaxGroup ? kQueriesAtOnce : kMaxGroup];
+      for (int q = 0; q < n_queries; q++) {
+        chunk_ends[q] = ends[q] < limit ? ends[q] : limit;
+        partials[q] = chunk == first_chunk
+                          ? work_->partial(step, tile.row + q / group_, kv_head * group_ + q % group_, chunk)
+                          : later[q];
+      }
+      kernels_.attention_chunk(args, queries, n_queries, begin, chunk_ends, scores, partials);
+      for (int q = 0; q < n_queries; q++) {
+        AttentionPartial& into =
+            work_->partial(step, tile.row + q / group_, kv_head * group_ + q % group_, first_chunk);
+        if (chunk == first_chunk)
+          into = partials[q];
+        else
+          kernels_.attention_merge(into, partials[q], width);
+      }
+    }
+  }
+
+  static constexpr int kMaxGroup = 256;
+
+  const KernelTable& kernels_;
+  ActivationBuffer qkv_;
+  KvCache cache_;
+  int n_heads_, group_, rows_at_once_;
+  float scale_;
+  std::shared_ptr<AttentionWork> work_;
+  std::vector<Tile> tiles_;
+  int n_units_ = 0;
+};
+
+class AttentionJoin : public Op {
+ public:
+  AttentionJoin(const KernelTable& kernels, const KvCache& cache, int n_heads, const ActivationBuffer& out,
+                std::shared_ptr<AttentionWork> work)
+      : kernels_(kernels), cache_(cache), n_heads_(n_heads), out_(out), work_(std::move(work)) {}
+
+  int units(const Step& step) const override { return step.n_rows; }
+  size_t scratch_bytes() const override { return sizeof(float) * (static_cast<size_t>(out_.width) + 16); }
+
+  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
+    auto* joined = reinterpret_cast<float*>(scratch);
+    for (int row = begin; row < end; row++) {
+      const int n_chunks = AttentionWork::split(step) ? chunks_of(step.positions[row]) : 1;
+      for (int head = 0; head < n_heads_; head++) {
+        AttentionPartial& whole = work_->partial(step, row, head, 0);
+        for (int chunk = 1; chunk < n_chunks; chunk++)
+          kernels_.attention_merge(whole, work_->partial(step, row, head, chunk), cache_.padded_head_dim);
+        float* to = joined + static_cast<size_t>(head) * cache_.head_dim;
+        for (int d = 0; d < cache_.head_dim; d++) to[d] = whole.out[d] / whole.sum;
+      }
+      kernels_.store_row(joined, out_.width, out_.output(step), row, 0);
+    }
+  }
+
+ private:
+  const KernelTable& kernels_;
+  KvCache cache_;
+  int n_heads_;
+  ActivationBuffer out_;
+  std::shared_ptr<AttentionWork> work_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
+                                          int n_heads, float scale, std::shared_ptr<AttentionWork> work) {
+  return std::make_unique<AttentionChunks>(kernels, qkv, cache, n_heads, scale, std::move(work));
+}
+
+std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, int n_heads,
+                                        const ActivationBuffer& out, std::shared_ptr<AttentionWork> work) {
+  return std::make_unique<AttentionJoin>(kernels, cache, n_heads, out, std::move(work));
+}
+
+}  // namespace dllama

@@ -1,0 +1,94 @@
+// A list of ops over memory that Python owns, run by a thread pool. Nothing here allocates or decides while a step runs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernel_table.hpp"
+#include "thread_pool.hpp"
+
+namespace dllama {
+
+// Rows of one step; see Batch in dllama_gpu/graph/batch.py.
+struct Step {
+  int n_rows = 0, n_logit_rows = 0;
+  const int32_t *tokens = nullptr, *slots = nullptr, *positions = nullptr, *logit_rows = nullptr;
+  const float* temperatures = nullptr;
+};
+
+// Activations of up to max_rows rows; holds all rows of a step or, compacted, those that want logits.
+struct ActivationBuffer {
+  int width = 0;
+  bool logit_rows_only = false;
+  float* f32 = nullptr;      // [rows][width], or null when the buffer is Q80 or I32
+  int32_t* i32 = nullptr;    // [rows][width]
+  Q80Rows q80{};             // see kernel_table.hpp
+
+  int rows(const Step& step) const { return logit_rows_only ? step.n_logit_rows : step.n_rows; }
+  RowOutput output(const Step& step) const { return {f32, q80, width, rows(step)}; }
+};
+
+// Keys [n_slots][n_kv_heads][seq_len / 16][padded_head_dim][16] and values [n_slots][n_kv_heads][seq_len]
+// [padded_head_dim] of one layer, f16; seq_len and padded_head_dim are multiples of 16.
+struct KvCache {
+  uint16_t *keys = nullptr, *values = nullptr;
+  int n_slots = 0, n_kv_heads = 0, seq_len = 0, head_dim = 0, padded_head_dim = 0;
+
+  uint16_t* head_keys(int slot, int head) const { return keys + head_offset(slot, head); }
+  uint16_t* head_values(int slot, int head) const { return values + head_offset(slot, head); }
+
+ private:
+  size_t head_offset(int slot, int head) const {
+    return (static_cast<size_t>(slot) * n_kv_heads + head) * seq_len * padded_head_dim;
+  }
+};
+
+// A matrix whose rows are read one at a time: packed, or as a file holds it.
+struct RowSource {
+  PackedWeight weight{};
+  const uint8_t* row_major = nullptr;  // rows row_stride bytes apart; null when `weight` is packed
+  size_t row_stride = 0;
+};
+
+// One op. Its work is cut into units that threads take in any order; a unit's result must not depend on which thread
+// runs it or on how many there are.
+class Op {
+ public:
+  virtual ~Op() = default;
+  // Called by one thread before the step.
+  virtual void prepare(const Step&) {}
+  virtual int units(const Step& step) const = 0;
+  // `scratch` is scratch_bytes() of 64-byte aligned memory of this thread.
+  virtual void run(const Step& step, int begin, int end, uint8_t* scratch) const = 0;
+  virtual size_t scratch_bytes() const { return 0; }
+};
+
+class Program {
+ public:
+  Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, int max_rows)
+      : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows) {}
+
+  const KernelTable& kernels() const { return kernels_; }
+  int max_rows() const { return max_rows_; }
+  void add(std::unique_ptr<Op> op);
+
+  // Computes one step of at most max_rows rows.
+  void run(const Step& step);
+  // The same; also adds the seconds each op took on the calling thread, barrier included, to seconds[op].
+  void run_timed(const Step& step, double* seconds);
+  size_t n_ops() const { return ops_.size(); }
+
+ private:
+  template <class AfterOp>
+  void run_ops(const Step& step, AfterOp after_op);
+
+  std::shared_ptr<ThreadPool> pool_;
+  const KernelTable& kernels_;
+  const int max_rows_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  size_t scratch_bytes_ = 0;
+  std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_], plus alignment
+};
+
+}  // namespace dllama

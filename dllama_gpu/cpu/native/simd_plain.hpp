@@ -1,0 +1,133 @@
+// 16 lanes in plain C++: the fallback for any processor, and what the other instruction sets are compared with.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "half.hpp"
+
+namespace {
+
+constexpr int kMaxTokens = 4;     // activation rows a matmul keeps in registers
+constexpr int kValueVectors = 1;  // columns of values, in vectors, that attention keeps in registers
+
+struct F32x16 {
+  float v[16];
+};
+
+#define DLLAMA_LANES(expression)          \
+  F32x16 r;                               \
+  for (int i = 0; i < 16; i++) r.v[i] = (expression); \
+  return r
+
+inline F32x16 load(const float* p) { DLLAMA_LANES(p[i]); }
+inline void store(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline F32x16 set1(float x) { DLLAMA_LANES(x); }
+inline F32x16 add(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] + b.v[i]); }
+inline F32x16 sub(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] - b.v[i]); }
+inline F32x16 mul(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] * b.v[i]); }
+inline F32x16 div(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] / b.v[i]); }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { DLLAMA_LANES(a.v[i] * b.v[i] + c.v[i]); }
+inline F32x16 max(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline F32x16 min(F32x16 a, F32x16 b) { DLLAMA_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline F32x16 abs(F32x16 a) { DLLAMA_LANES(a.v[i] < 0 ? -a.v[i] : a.v[i]); }
+inline F32x16 round(F32x16 a) { DLLAMA_LANES(std::nearbyintf(a.v[i])); }
+
+// a * 2^n for integral n in [-126, 127].
+inline F32x16 scale_by_power_of_2(F32x16 a, F32x16 n) {
+  F32x16 r;
+  for (int i = 0; i < 16; i++) {
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    r.v[i] = a.v[i] * power;
+  }
+  return r;
+}
+
+using dllama::bf16_to_f32;
+using dllama::f16_to_f32;
+using dllama::f32_to_f16;
+
+inline F32x16 load_f16(const uint16_t* p) { DLLAMA_LANES(f16_to_f32(p[i])); }
+inline F32x16 load_bf16(const uint16_t* p) { DLLAMA_LANES(bf16_to_f32(p[i])); }
+inline void store_f16(uint16_t* p, F32x16 a) {
+  for (int i = 0; i < 16; i++) p[i] = f32_to_f16(a.v[i]);
+}
+
+// Sums and maxima fold 16 -> 8 -> 4 -> 2 -> 1 in the same order on every instruction set.
+inline float reduce_add(F32x16 a) {
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) a.v[i] += a.v[i + n];
+  return a.v[0];
+}
+inline float reduce_max(F32x16 a) {
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) a.v[i] = a.v[i] > a.v[i + n] ? a.v[i] : a.v[i + n];
+  return a.v[0];
+}
+// Rounds to nearest even and stores 16 int8; returns the sum.
+inline int store_i8(int8_t* p, F32x16 a) {
+  int sum = 0;
+  for (int i = 0; i < 16; i++) {
+    p[i] = static_cast<int8_t>(std::nearbyintf(a.v[i]));
+    sum += p[i];
+  }
+  return sum;
+}
+
+// 64 bytes of weights: bytes 4r..4r+3 belong to row r.
+struct Bytes {
+  uint8_t v[64];
+};
+inline Bytes load_bytes(const uint8_t* p) {
+  Bytes b;
+  std::memcpy(b.v, p, 64);
+  return b;
+}
+inline Bytes low_nibbles(Bytes b) {
+  for (uint8_t& x : b.v) x &= 15;
+  return b;
+}
+inline Bytes high_nibbles(Bytes b) {
+  for (uint8_t& x : b.v) x >>= 4;
+  return b;
+}
+template <int J>
+inline F32x16 unsigned_byte(Bytes b) {
+  DLLAMA_LANES(static_cast<float>(b.v[4 * i + J]));
+}
+template <int J>
+inline F32x16 signed_byte(Bytes b) {
+  DLLAMA_LANES(static_cast<float>(static_cast<int8_t>(b.v[4 * i + J])));
+}
+
+// Dot product of one block of nibbles (0..15) with int8 activations, one sum a row.
+struct NibbleDot {
+  int32_t sum[16];
+  explicit NibbleDot(int32_t start) {
+    for (int32_t& s : sum) s = start;
+  }
+  void add(const Bytes& w, const int8_t* a) {
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 4; j++) sum[i] += w.v[4 * i + j] * a[j];
+  }
+  F32x16 result() const { DLLAMA_LANES(static_cast<float>(sum[i])); }
+};
+
+// The same for int8 weights.
+struct ByteDot {
+  int32_t sum[16] = {};
+  explicit ByteDot(int32_t) {}
+  static Bytes prepare(Bytes w) { return w; }
+  void add(const Bytes& w, const int8_t* a) {
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 4; j++) sum[i] += static_cast<int8_t>(w.v[4 * i + j]) * a[j];
+  }
+  F32x16 result() const { DLLAMA_LANES(static_cast<float>(sum[i])); }
+};
+
+#undef DLLAMA_LANES
+
+}  // namespace

@@ -1,0 +1,104 @@
+"""The rows of one step, and what a device offers to compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.graph import Graph
+from dllama_gpu.model.source import ModelSource
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token to compute: it stands at `position` of the sequence kept in KV slot `slot`."""
+
+    token: int
+    slot: int
+    position: int
+    wants_logits: bool = False
+    temperature: float = 1.0
+    """Divides the logits inside the log-sum-exp that comes with the row's candidates."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step as columns. Rows of one slot stand together in ascending position.
+
+    `tokens`, `slots`, `positions` are (n_rows,); `logit_rows` (n_logit_rows,) lists the rows that want logits in
+    ascending order and `temperatures` (n_logit_rows,) belongs to them.
+    """
+
+    tokens: IntArray
+    slots: IntArray
+    positions: IntArray
+    logit_rows: IntArray
+    temperatures: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Batch:
+        """Turns a list of rows into columns."""
+        wanting = [i for i, row in enumerate(rows) if row.wants_logits]
+        return cls(
+            tokens=np.array([row.token for row in rows], np.int32),
+            slots=np.array([row.slot for row in rows], np.int32),
+            positions=np.array([row.position for row in rows], np.int32),
+            logit_rows=np.array(wanting, np.int32),
+            temperatures=np.array([rows[i].temperature for i in wanting], np.float32),
+        )
+
+    def check(self, graph: Graph) -> None:
+        """Raises DllamaError unless every row fits `graph`: token, slot, position and row count in range."""
+        n_rows = len(self.tokens)
+        if not 0 < n_rows <= graph.max_rows:
+            raise DllamaError(f"a batch needs 1 to {graph.max_rows} rows, not {n_rows}")
+        for what, column, limit in (
+            ("token", self.tokens, graph.vocab_size),
+            ("slot", self.slots, graph.n_slots),
+            ("position", self.positions, graph.seq_len),
+            ("logit row", self.logit_rows, n_rows),
+        ):
+            bad = column[(column < 0) | (column >= limit)]
+            if bad.size:
+                raise DllamaError(f"{what} {int(bad[0])} in a batch is outside 0..{limit - 1}")
+        if np.any(self.temperatures <= 0):
+            raise DllamaError("a row's temperature must be above 0")
+
+
+class Program(Protocol):
+    """A graph compiled for one device, its weights loaded."""
+
+    @property
+    def graph(self) -> Graph:
+        """What was compiled."""
+
+    def run(self, batch: Batch) -> None:
+        """Computes one step; releases the GIL. Buffers hold the results until the next run."""
+
+    def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        """The first `n_rows` rows of a buffer as an array (n_rows, width): a view for F32 and I32, a copy for Q80."""
+
+
+LoadProgress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all) while weights load."""
+
+
+class Device(Protocol):
+    """A processor that runs graphs."""
+
+    @property
+    def name(self) -> str:
+        """For people, e.g. `cpu (avx512, 2 threads)`."""
+
+    def compile(self, graph: Graph, source: ModelSource, progress: LoadProgress | None = None) -> Program:
+        """Loads the graph's weights from `source` and prepares its ops.
+
+        Raises DllamaError when the graph is unsound, a tensor is missing, or the device cannot run it.
+        """

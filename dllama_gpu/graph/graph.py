@@ -1,0 +1,203 @@
+"""One node's share of one model as plain frozen data: buffers, caches, weights and an ordered list of ops.
+
+A graph knows nothing of devices, files or sockets. A builder (one file an architecture) makes it, `check` proves
+it sound, a device compiles it into a `Program`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Union
+
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.spec import RopeStyle
+
+
+class BufferType(Enum):
+    """How a device keeps the numbers of a buffer.
+
+    Q80 is blocks of 32 int8 with one scale; how blocks are laid out in memory is the device's own affair.
+    """
+
+    F32 = "f32"
+    Q80 = "q80"
+    I32 = "i32"
+
+
+class Rows(Enum):
+    """Which rows of a batch a buffer holds."""
+
+    ALL = "all"
+    LOGITS = "logits"
+    """Only the rows that want logits, compacted."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Activations: (rows, width)."""
+
+    name: str
+    width: int
+    type: BufferType = BufferType.F32
+    rows: Rows = Rows.ALL
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Keys and values of one layer: twice (n_slots, n_kv_heads, seq_len, head_dim) in f16."""
+
+    name: str
+    n_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """A rectangle of a stored tensor: rows [row_begin, row_end), columns [column_begin, column_end).
+
+    Columns of quantized tensors start and end at whole blocks. A vector is one row.
+    """
+
+    tensor: str
+    row_begin: int
+    row_end: int
+    column_begin: int
+    column_end: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix (n_rows, n_columns) put together by stacking slices of stored tensors on top of each other."""
+
+    name: str
+    float_type: FloatType
+    n_rows: int
+    n_columns: int
+    parts: tuple[TensorSlice, ...]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """out[r] = weight[token of row r]; out (rows, dim) f32, weight (vocab_size, dim)."""
+
+    weight: str
+    out: str
+
+
+@dataclass(frozen=True)
+class RopeAngles:
+    """out[r] = cos(position·f) for every f in `frequencies`, then sin(position·f); out (rows, head_dim) f32."""
+
+    frequencies: tuple[float, ...]
+    out: str
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """x[r] += add[r]; out[r] = x[r] / sqrt(mean(x[r]²) + epsilon) · weight.
+
+    x, add (rows, dim) f32; weight (1, dim) f32; out (rows, dim) f32 or Q80. When `out` holds only the rows that want
+    logits, only those rows are computed.
+    """
+
+    x: str
+    add: str | None
+    weight: str
+    out: str
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """out[:, out_column : out_column + weight.n_rows] = x · weightᵀ; x (rows, n_columns) f32 or Q80, out f32."""
+
+    x: str
+    weight: str
+    out: str
+    out_column: int = 0
+
+
+@dataclass(frozen=True)
+class GatedMatmul:
+    """out = silu(x · gateᵀ) ∘ (x · upᵀ), SwiGLU; gate, up (hidden, dim); out (rows, hidden) f32 or Q80.
+
+    Source: Shazeer, "GLU Variants Improve Transformer" (2020).
+    """
+
+    x: str
+    gate: str
+    up: str
+    out: str
+
+
+@dataclass(frozen=True)
+class RopeStore:
+    """Rotates queries and keys by their positions and writes keys and values to the cache at (slot, position).
+
+    qkv (rows, (n_heads + 2·n_kv_heads)·head_dim) f32 holds q, k, v side by side; q is rotated in place.
+    Source: Su et al., "RoFormer" (2021).
+    """
+
+    qkv: str
+    angles: str
+    cache: str
+    n_heads: int
+    style: RopeStyle
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal grouped-query attention of the rotated queries in `qkv` over positions 0..position of the row's slot.
+
+    out (rows, n_heads·head_dim) f32 or Q80 = softmax(q·kᵀ·scale)·v; query head h reads KV head h // (n_heads / n_kv_heads).
+    """
+
+    qkv: str
+    cache: str
+    out: str
+    n_heads: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class TopCandidates:
+    """The k largest logits of each row, largest first (lowest id first among equals), and the row's log-sum-exp.
+
+    logits (rows, vocab) f32; values (rows, k) f32; ids (rows, k) i32, counted from `first_id`;
+    log_sum_exp (rows, 1) f32 of logits / temperature of that row.
+    """
+
+    logits: str
+    values: str
+    ids: str
+    log_sum_exp: str
+    first_id: int = 0
+
+
+Op = Union[Embed, RopeAngles, RmsNorm, Matmul, GatedMatmul, RopeStore, Attention, TopCandidates]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Everything a device must know to compute one node's share of a step.
+
+    `max_rows` bounds the rows of a batch, `n_slots` and `seq_len` size the KV caches.
+    """
+
+    buffers: tuple[Buffer, ...]
+    caches: tuple[KvCache, ...]
+    weights: tuple[Weight, ...]
+    ops: tuple[Op, ...]
+    vocab_size: int
+    max_rows: int
+    n_slots: int
+    seq_len: int
+
+    def kv_cache_bytes(self) -> int:
+        """Bytes of all KV caches at f16."""
+        return sum(4 * self.n_slots * self.seq_len * c.n_kv_heads * c.head_dim for c in self.caches)
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in their own types."""
+        return sum(w.n_rows * w.float_type.row_bytes(w.n_columns) for w in self.weights)
