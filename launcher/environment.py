@@ -101,7 +101,8 @@ def ensure_python(environment: Environment, console: Console, *, assume_yes: boo
     if _works(environment):
         return
     with exclusive(_lock_path(environment), console):
-        _make_python(environment, console, assume_yes=assume_yes)
+        system_packages.install(system_packages.missing_for_environment(), console, assume_yes=assume_yes)
+        _make_python(environment, console)
 
 
 def ensure_installed(
@@ -117,8 +118,9 @@ def ensure_installed(
     with exclusive(_lock_path(environment), console):
         if _is_finished(environment, wanted, extras):  # by the process that held the lock
             return
-        _make_python(environment, console, assume_yes=assume_yes)
-        system_packages.install(system_packages.missing_for_build(), console, assume_yes=assume_yes)
+        needs = system_packages.missing_for_environment() + system_packages.missing_for_build()
+        system_packages.install(needs, console, assume_yes=assume_yes)
+        _make_python(environment, console)
         if "test" in extras:
             _install_arm_test_tools(console, assume_yes=assume_yes)
         earlier = read_stamp(environment)
@@ -136,10 +138,9 @@ def build_requirements(pyproject: str) -> list[str]:
     return [str(requirement) for requirement in ast.literal_eval(found[1])]
 
 
-def _make_python(environment: Environment, console: Console, *, assume_yes: bool) -> None:
+def _make_python(environment: Environment, console: Console) -> None:
     if _works(environment):
         return
-    system_packages.install(system_packages.missing_for_environment(), console, assume_yes=assume_yes)
     with console.step("making the Python environment"):
         # --clear: what an interrupted start or a removed interpreter left must not stay.
         command = [sys.executable, "-m", "venv", "--clear", str(environment.folder)]

@@ -14,13 +14,17 @@ from launcher.console import Step
 # What pip and the compiler print, and what it means to a person; the first that is found counts.
 _REASONS: tuple[tuple[str, str], ...] = (
     (
+        r"sudo: .*(password is required|a terminal is required|not allowed)|not in the sudoers file",
+        "sudo does not let this account do it here; run that command by hand, as root or in a terminal",
+    ),
+    (
         r"No space left on device|ENOSPC|not enough space on the disk",
         "the disk is full; free some space and run this again",
     ),
     (
         r"name resolution|Name or service not known|getaddrinfo|Network is unreachable|NewConnectionError"
         r"|Failed to establish a new connection|ConnectTimeout|ReadTimeout|Read timed out|ProxyError",
-        "the Python package index cannot be reached; check the network connection and run this again",
+        "a server cannot be reached; check the network connection and run this again",
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED",

@@ -82,21 +82,14 @@ def install(needs: Sequence[Need], console: Console, *, assume_yes: bool) -> Non
     if not assume_yes and not console.confirm(f"This machine lacks {wanted}. Run `{by_hand}`?"):
         raise DllamaError(f"{wanted[0].upper()}{wanted[1:]} must be there first; the command is: {by_hand}")
     with console.step(f"installing {' '.join(packages)}"):
-        _apt_get([*prefix, "apt-get", "-q", "update"], by_hand)
-        _apt_get([*prefix, "apt-get", "-qy", "--no-install-recommends", "install", *packages], by_hand)
-
-
-def _apt_get(command: list[str], by_hand: str) -> None:
-    finished = subprocess.run(
-        command,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    if finished.returncode != 0:
-        raise DllamaError(explain_failure(f"run {by_hand}", finished.stdout))
+        for arguments in (["update"], ["--yes", "--no-install-recommends", "install", *packages]):
+            # `env` behind sudo, which passes no variables on.
+            command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", *arguments]
+            finished = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            )
+            if finished.returncode != 0:
+                raise DllamaError(explain_failure(f"run {by_hand}", finished.stdout))
 
 
 def _root_prefix() -> list[str] | None:
@@ -107,8 +100,7 @@ def _root_prefix() -> list[str] | None:
         return []
     if not shutil.which("sudo"):
         return None
-    # DEBIAN_FRONTEND must reach apt-get; without a terminal sudo must not wait for a password.
-    return ["sudo", "--preserve-env=DEBIAN_FRONTEND", *([] if sys.stdin.isatty() else ["--non-interactive"])]
+    return ["sudo"] if sys.stdin.isatty() else ["sudo", "--non-interactive"]  # else it would wait for a password
 
 
 def _has_compiler() -> bool:

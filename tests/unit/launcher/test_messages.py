@@ -26,6 +26,10 @@ HEADERS = Need("Python's C headers (Python.h)", "python3.11-dev")
     [
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("Temporary failure in name resolution", "check the network connection"),
+        (
+            "sudo: unable to resolve host pi: Name or service not known\nsudo: a password is required",
+            "sudo does not let this account do it here",
+        ),
         ("ReadTimeoutError: Read timed out.", "check the network connection"),
         ("ERROR: No matching distribution found for tiny==9", "the package index has no tiny==9 for this Python"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "the machine ran out of memory"),
