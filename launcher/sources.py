@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -69,9 +70,10 @@ class WheelMember:
         with context.console.step(f"downloading {self.describe()}"):
             if context.console.live:  # pip shows a bar of its own
                 context.console.say("")
-                finished = subprocess.run(command, env=pip_environment(), stderr=subprocess.PIPE, text=True)
-            else:
-                finished = subprocess.run(command, env=pip_environment(), capture_output=True, text=True)
+            output = sys.stderr if context.console.live else subprocess.PIPE
+            finished = subprocess.run(
+                command, env=pip_environment(), stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
+            )
         if finished.returncode != 0:
             raise DllamaError(explain_failure(f"download {self.describe()}", finished.stderr))
         return next(folder.glob("*.whl"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
@@ -28,8 +30,9 @@ def ensure_model(models: Path, entry: ModelEntry, python: Path, console: Console
         return folder
     with exclusive(models / f".{entry.name}.lock", console):
         folder.mkdir(exist_ok=True)
-        for file in entry.files:
-            _ensure_file(folder, file, FetchContext(python, folder, console))
+        with _scratch(folder) as scratch:
+            for file in entry.files:
+                _ensure_file(folder, file, FetchContext(python, scratch, console))
     return folder
 
 
@@ -69,28 +72,37 @@ def _ensure_file(folder: Path, file: ModelFile, context: FetchContext) -> None:
 
 def _fetch(path: Path, file: ModelFile, source: Source, context: FetchContext) -> None:
     """Writes the source's bytes under a passing name and renames them when size and hash are right."""
-    part = path.with_name(f"{path.name}.part")
+    part = context.scratch / path.name
     digest = hashlib.sha256()
     size = 0
+    with (
+        source.open(context) as stream,
+        part.open("wb") as target,
+        context.console.step(f"unpacking {file.name}") as step,
+    ):
+        while size <= file.size and (chunk := stream.read(_CHUNK_BYTES)):
+            target.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            step.note_bytes(size, file.size)
+    if (size, digest.hexdigest()) != (file.size, file.sha256):
+        raise DllamaError(
+            f"For {file.name}, {source.describe()} gave {size} bytes with SHA-256 {digest.hexdigest()}; "
+            f"{file.size} bytes with {file.sha256} were expected."
+        )
+    part.replace(path)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for passing files; what a killed process left in it goes first."""
+    scratch = folder / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
-        with (
-            source.open(context) as stream,
-            part.open("wb") as target,
-            context.console.step(f"unpacking {file.name}") as step,
-        ):
-            while chunk := stream.read(_CHUNK_BYTES):
-                target.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                step.note_bytes(size, file.size)
-        if (size, digest.hexdigest()) != (file.size, file.sha256):
-            raise DllamaError(
-                f"For {file.name}, {source.describe()} gave {size} bytes with SHA-256 {digest.hexdigest()}; "
-                f"{file.size} bytes with {file.sha256} were expected."
-            )
-        part.replace(path)
+        yield scratch
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _damage(path: Path, file: ModelFile) -> str | None:

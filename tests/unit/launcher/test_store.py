@@ -175,9 +175,10 @@ def test_an_interruption_leaves_nothing(shop: Shop) -> None:
 
 def test_what_a_killed_process_left_does_not_disturb(shop: Shop) -> None:
     shop.folder.mkdir(parents=True)
-    (shop.folder / "model.gguf.part").write_bytes(CONTENT + CONTENT)
+    (shop.folder / ".scratch").mkdir()
+    (shop.folder / ".scratch" / "model.gguf").write_bytes(CONTENT + CONTENT)
     assert shop.ensure(entry_from(MemorySource())) == CONTENT
-    assert not (shop.folder / "model.gguf.part").exists()
+    assert not (shop.folder / ".scratch").exists()
 
 
 def test_the_next_source_is_asked_when_one_fails(shop: Shop) -> None:
