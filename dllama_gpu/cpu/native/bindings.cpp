@@ -211,8 +211,14 @@ void add_rope_store(Program& program, const ActivationBuffer& qkv, const Activat
   program.add(make_rope_store(program.kernels(), qkv, angles, cache, n_heads, half_split));
 }
 
+// AttentionWork is known to its own file only.
+struct AttentionWorkHandle {
+  std::shared_ptr<AttentionWork> work;
+};
+
 void add_attention(Program& program, const ActivationBuffer& qkv, const KvCache& cache, const ActivationBuffer& out,
-                   int n_heads, float scale, const std::shared_ptr<AttentionWork>& work) {
+                   int n_heads, float scale, const AttentionWorkHandle& handle) {
+  const std::shared_ptr<AttentionWork>& work = handle.work;
   require(qkv.f32 && n_heads % cache.n_kv_heads == 0 && n_heads / cache.n_kv_heads <= 256 &&
               out.width == n_heads * cache.head_dim,
           "shapes of an attention differ");
@@ -268,8 +274,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("read_q80", &read_q80, "buffer"_a, "n_rows"_a, "Rows of a Q80 buffer as f32 [n_rows, width].");
   py::class_<KvCache>(m, "KvCache")
       .def(py::init(&make_kv_cache), "keys"_a, "values"_a, "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
-  py::class_<AttentionWork, std::shared_ptr<AttentionWork>>(m, "AttentionWork")
-      .def(py::init(&make_attention_work), "max_rows"_a, "n_heads"_a, "padded_head_dim"_a, "seq_len"_a);
+  py::class_<AttentionWorkHandle>(m, "AttentionWork")
+      .def(py::init([](int max_rows, int n_heads, int padded_head_dim, int seq_len) {
+             return AttentionWorkHandle{make_attention_work(max_rows, n_heads, padded_head_dim, seq_len)};
+           }),
+           "max_rows"_a, "n_heads"_a, "padded_head_dim"_a, "seq_len"_a);
 
   py::class_<StepArrays>(m, "Step")
       .def(py::init([](Ints tokens, Ints slots, Ints positions, Ints logit_rows, Floats temperatures) {

@@ -1,0 +1,117 @@
+"""Types of the native module; see native/bindings.cpp."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class WeightType:
+    F32: WeightType
+    F16: WeightType
+    BF16: WeightType
+    Q40: WeightType
+    Q41: WeightType
+    Q80: WeightType
+
+class ThreadPool:
+    def __init__(self, n_threads: int, pin: bool) -> None: ...
+    @property
+    def n_threads(self) -> int: ...
+
+class PackedWeight:
+    def __init__(self, data: npt.NDArray[np.uint8], type: WeightType, n_rows: int, n_columns: int) -> None: ...
+
+class RowSource:
+    def __init__(
+        self, rows: npt.NDArray[np.uint8] | PackedWeight, type: WeightType = ..., n_columns: int = ...
+    ) -> None: ...
+
+class ActivationBuffer:
+    @property
+    def width(self) -> int: ...
+
+class KvCache:
+    def __init__(
+        self,
+        keys: npt.NDArray[np.uint16],
+        values: npt.NDArray[np.uint16],
+        n_slots: int,
+        n_kv_heads: int,
+        seq_len: int,
+        head_dim: int,
+    ) -> None: ...
+
+class AttentionWork:
+    def __init__(self, max_rows: int, n_heads: int, padded_head_dim: int, seq_len: int) -> None: ...
+
+class Step:
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int32],
+        slots: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        logit_rows: npt.NDArray[np.int32],
+        temperatures: npt.NDArray[np.float32],
+    ) -> None: ...
+
+class Program:
+    def __init__(self, pool: ThreadPool, kernels: str, max_rows: int) -> None: ...
+    def add_embed(self, weight: RowSource, out: ActivationBuffer) -> None: ...
+    def add_rope_angles(self, frequencies: Sequence[float], out: ActivationBuffer) -> None: ...
+    def add_rms_norm(
+        self,
+        x: ActivationBuffer,
+        add: ActivationBuffer | None,
+        weight: npt.NDArray[np.float32],
+        out: ActivationBuffer,
+        epsilon: float,
+    ) -> None: ...
+    def add_matmul(
+        self, x: ActivationBuffer, weight: PackedWeight, out: ActivationBuffer, out_column: int
+    ) -> None: ...
+    def add_gated_matmul(
+        self, x: ActivationBuffer, gate: PackedWeight, up: PackedWeight, out: ActivationBuffer
+    ) -> None: ...
+    def add_rope_store(
+        self, qkv: ActivationBuffer, angles: ActivationBuffer, cache: KvCache, n_heads: int, half_split: bool
+    ) -> None: ...
+    def add_attention(
+        self,
+        qkv: ActivationBuffer,
+        cache: KvCache,
+        out: ActivationBuffer,
+        n_heads: int,
+        scale: float,
+        work: AttentionWork,
+    ) -> None: ...
+    def add_top_candidates(
+        self,
+        logits: ActivationBuffer,
+        values: ActivationBuffer,
+        ids: ActivationBuffer,
+        log_sum_exp: ActivationBuffer,
+        first_id: int,
+    ) -> None: ...
+    @property
+    def n_ops(self) -> int: ...
+    def run(self, step: Step) -> None: ...
+    def run_timed(self, step: Step, seconds: npt.NDArray[np.float64]) -> None: ...
+
+def kernel_names() -> list[str]: ...
+def cpu_features() -> list[str]: ...
+def q80_bytes(rows: int, width: int) -> int: ...
+def packed_bytes(type: WeightType, n_rows: int, n_columns: int) -> int: ...
+def pack(
+    pool: ThreadPool,
+    data: npt.NDArray[np.uint8],
+    type: WeightType,
+    n_rows: int,
+    n_columns: int,
+    source: npt.NDArray[np.uint8],
+    first_row: int,
+) -> None: ...
+def f32_buffer(array: npt.NDArray[np.float32], logit_rows_only: bool) -> ActivationBuffer: ...
+def i32_buffer(array: npt.NDArray[np.int32], logit_rows_only: bool) -> ActivationBuffer: ...
+def q80_buffer(array: npt.NDArray[np.uint8], max_rows: int, width: int, logit_rows_only: bool) -> ActivationBuffer: ...
+def read_q80(buffer: ActivationBuffer, n_rows: int) -> npt.NDArray[Any]: ...

@@ -1,0 +1,177 @@
+"""A graph as a native op list over arrays that Python owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.cpu import _native
+from dllama_gpu.cpu.memory import zeroed
+from dllama_gpu.cpu.weights import LoadedWeights
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch
+from dllama_gpu.graph.graph import (
+    Attention,
+    BufferType,
+    Embed,
+    GatedMatmul,
+    Graph,
+    Matmul,
+    Op,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Rows,
+    TopCandidates,
+)
+from dllama_gpu.model.spec import RopeStyle
+
+_LANES = 16  # positions and head elements are stored in multiples of this
+
+
+class CpuProgram:
+    """A compiled graph; see `dllama_gpu.graph.batch.Program`."""
+
+    def __init__(self, graph: Graph, weights: LoadedWeights, pool: _native.ThreadPool, kernels: str) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._buffers: dict[str, _native.ActivationBuffer] = {}
+        self._types = {buffer.name: buffer.type for buffer in graph.buffers}
+        self._caches: dict[str, _native.KvCache] = {}
+        self._attention_work: dict[tuple[int, int], _native.AttentionWork] = {}
+        self._program = _native.Program(pool, kernels, graph.max_rows)
+        self._op_names: list[str] = []
+        self._add_buffers()
+        self._add_caches()
+        for op in graph.ops:
+            _EMITTERS[type(op)](self, op)
+            # Some ops take two native ones.
+            self._op_names += [type(op).__name__] * (self._program.n_ops - len(self._op_names))
+
+    @property
+    def graph(self) -> Graph:
+        """What was compiled."""
+        return self._graph
+
+    @property
+    def op_names(self) -> list[str]:
+        """The graph op that each native op belongs to."""
+        return self._op_names
+
+    def run(self, batch: Batch) -> None:
+        """Computes one step. Raises DllamaError when a row lies outside the graph's sizes."""
+        batch.check(self._graph)
+        self._program.run(_step(batch))
+
+    def run_timed(self, batch: Batch, seconds: npt.NDArray[np.float64]) -> None:
+        """The same; adds the seconds each native op took to `seconds` (len(op_names),), waiting included."""
+        batch.check(self._graph)
+        self._program.run_timed(_step(batch), seconds)
+
+    def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        """The first `n_rows` rows of a buffer: a view for F32 and I32, a copy for Q80 (f32 values)."""
+        if self._types[name] is BufferType.Q80:
+            return _native.read_q80(self._buffers[name], n_rows)
+        return self._arrays[name][:n_rows]
+
+    def _add_buffers(self) -> None:
+        for buffer in self._graph.buffers:
+            logits_only = buffer.rows is Rows.LOGITS
+            max_rows = self._graph.max_rows
+            array: npt.NDArray[Any]
+            if buffer.type is BufferType.Q80:
+                array = zeroed(_native.q80_bytes(max_rows, buffer.width), f"the buffer {buffer.name}")
+                self._buffers[buffer.name] = _native.q80_buffer(array, max_rows, buffer.width, logits_only)
+            else:
+                memory = zeroed(4 * max_rows * buffer.width, f"the buffer {buffer.name}")
+                if buffer.type is BufferType.F32:
+                    array = memory.view(np.float32).reshape(max_rows, buffer.width)
+                    self._buffers[buffer.name] = _native.f32_buffer(array, logits_only)
+                else:
+                    array = memory.view(np.int32).reshape(max_rows, buffer.width)
+                    self._buffers[buffer.name] = _native.i32_buffer(array, logits_only)
+            self._arrays[buffer.name] = array
+
+    def _add_caches(self) -> None:
+        n_slots, seq_len = self._graph.n_slots, _round_up(self._graph.seq_len)
+        for cache in self._graph.caches:
+            size = 2 * n_slots * cache.n_kv_heads * seq_len * _round_up(cache.head_dim)
+            keys, values = (zeroed(size, "the KV cache").view(np.uint16) for _ in range(2))
+            self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
+            self._caches[cache.name] = _native.KvCache(
+                keys, values, n_slots, cache.n_kv_heads, seq_len, cache.head_dim
+            )
+
+    def _emit_embed(self, op: Embed) -> None:
+        self._program.add_embed(self._weights.rows[op.weight], self._buffers[op.out])
+
+    def _emit_rope_angles(self, op: RopeAngles) -> None:
+        self._program.add_rope_angles(op.frequencies, self._buffers[op.out])
+
+    def _emit_rms_norm(self, op: RmsNorm) -> None:
+        add = self._buffers[op.add] if op.add is not None else None
+        weight = self._weights.vectors[op.weight]
+        self._program.add_rms_norm(self._buffers[op.x], add, weight, self._buffers[op.out], op.epsilon)
+
+    def _emit_matmul(self, op: Matmul) -> None:
+        weight = self._weights.packed[op.weight]
+        self._program.add_matmul(self._buffers[op.x], weight, self._buffers[op.out], op.out_column)
+
+    def _emit_gated_matmul(self, op: GatedMatmul) -> None:
+        gate, up = self._weights.packed[op.gate], self._weights.packed[op.up]
+        self._program.add_gated_matmul(self._buffers[op.x], gate, up, self._buffers[op.out])
+
+    def _emit_rope_store(self, op: RopeStore) -> None:
+        qkv, angles, cache = self._buffers[op.qkv], self._buffers[op.angles], self._caches[op.cache]
+        self._program.add_rope_store(qkv, angles, cache, op.n_heads, op.style is RopeStyle.HALF_SPLIT)
+
+    def _emit_attention(self, op: Attention) -> None:
+        head_dim = self._buffers[op.out].width // op.n_heads
+        key = (op.n_heads, _round_up(head_dim))
+        if key not in self._attention_work:
+            # Ops run one after the other, so all layers share the memory between the two halves of attention.
+            self._attention_work[key] = _native.AttentionWork(self._graph.max_rows, *key, self._graph.seq_len)
+        self._program.add_attention(
+            self._buffers[op.qkv],
+            self._caches[op.cache],
+            self._buffers[op.out],
+            op.n_heads,
+            op.scale,
+            self._attention_work[key],
+        )
+
+    def _emit_top_candidates(self, op: TopCandidates) -> None:
+        logits, values = self._buffers[op.logits], self._buffers[op.values]
+        ids, log_sum_exp = self._buffers[op.ids], self._buffers[op.log_sum_exp]
+        self._program.add_top_candidates(logits, values, ids, log_sum_exp, op.first_id)
+
+
+_EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {
+    Embed: CpuProgram._emit_embed,
+    RopeAngles: CpuProgram._emit_rope_angles,
+    RmsNorm: CpuProgram._emit_rms_norm,
+    Matmul: CpuProgram._emit_matmul,
+    GatedMatmul: CpuProgram._emit_gated_matmul,
+    RopeStore: CpuProgram._emit_rope_store,
+    Attention: CpuProgram._emit_attention,
+    TopCandidates: CpuProgram._emit_top_candidates,
+}
+
+
+def _step(batch: Batch) -> _native.Step:
+    return _native.Step(batch.tokens, batch.slots, batch.positions, batch.logit_rows, batch.temperatures)
+
+
+def _round_up(n: int) -> int:
+    return (n + _LANES - 1) // _LANES * _LANES
+
+
+def check_head_dim(graph: Graph) -> None:
+    """Raises DllamaError for head sizes that the native attention has no room for."""
+    for cache in graph.caches:
+        if cache.head_dim % 2 or cache.head_dim > 512:
+            raise DllamaError(f"the CPU device needs an even head_dim of at most 512, not {cache.head_dim}")

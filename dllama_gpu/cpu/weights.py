@@ -1,0 +1,129 @@
+"""A graph's weights in the form that the native ops read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.cpu import _native
+from dllama_gpu.cpu.memory import zeroed
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import LoadProgress
+from dllama_gpu.graph.graph import Embed, GatedMatmul, Graph, Matmul, RmsNorm, TensorSlice, Weight
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import ModelSource
+
+_TYPES = {
+    FloatType.F32: _native.WeightType.F32,
+    FloatType.F16: _native.WeightType.F16,
+    FloatType.BF16: _native.WeightType.BF16,
+    FloatType.Q40: _native.WeightType.Q40,
+    FloatType.Q41: _native.WeightType.Q41,
+    FloatType.Q80: _native.WeightType.Q80,
+}
+
+
+@dataclass
+class LoadedWeights:
+    """Native handles by weight name, and the arrays they point into."""
+
+    packed: dict[str, _native.PackedWeight] = field(default_factory=dict)
+    """Matrices of matmuls: rows interleaved by 16, see native/kernel_table.hpp."""
+    rows: dict[str, _native.RowSource] = field(default_factory=dict)
+    """Matrices of embeddings: the packed one if a matmul shares it, else the file's own rows, read when needed."""
+    vectors: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Norm weights, f32 (n,)."""
+    arrays: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    packed_bytes: int = 0
+
+
+def load_weights(
+    graph: Graph, source: ModelSource, pool: _native.ThreadPool, progress: LoadProgress | None = None
+) -> LoadedWeights:
+    """Reads every weight of `graph` once, releasing the file's pages as it goes.
+
+    Raises DllamaError when a tensor is missing or has another shape or number format than the graph says.
+    """
+    packed, looked_up, norms = _uses(graph)
+    loaded = LoadedWeights()
+    total = sum(_stored_bytes(weight) for weight in graph.weights)
+    done = 0
+    for weight in graph.weights:
+        if weight.name in norms:
+            loaded.vectors[weight.name] = _vector(weight, source)
+        if weight.name in packed:
+            _pack(weight, source, pool, loaded)
+        if weight.name in looked_up:
+            loaded.rows[weight.name] = _row_source(weight, source, loaded)
+        done += _stored_bytes(weight)
+        if progress is not None:
+            progress(done, total)
+    return loaded
+
+
+def _uses(graph: Graph) -> tuple[set[str], set[str], set[str]]:
+    """Names of the weights that matmuls, embeddings and norms read."""
+    packed: set[str] = set()
+    looked_up: set[str] = set()
+    norms: set[str] = set()
+    for op in graph.ops:
+        if isinstance(op, Matmul):
+            packed.add(op.weight)
+        elif isinstance(op, GatedMatmul):
+            packed.update((op.gate, op.up))
+        elif isinstance(op, Embed):
+            looked_up.add(op.weight)
+        elif isinstance(op, RmsNorm):
+            norms.add(op.weight)
+    return packed, looked_up, norms
+
+
+def _stored_bytes(weight: Weight) -> int:
+    return weight.n_rows * weight.float_type.row_bytes(weight.n_columns)
+
+
+def _pack(weight: Weight, source: ModelSource, pool: _native.ThreadPool, loaded: LoadedWeights) -> None:
+    type = _TYPES[weight.float_type]
+    size = _native.packed_bytes(type, weight.n_rows, weight.n_columns)
+    memory = zeroed(size, f"the weight {weight.name}")
+    first_row = 0
+    for part in weight.parts:
+        rows = _read(part, weight, source)
+        _native.pack(pool, memory, type, weight.n_rows, weight.n_columns, rows, first_row)
+        source.release(part.tensor)
+        first_row += part.row_end - part.row_begin
+    loaded.arrays.append(memory)
+    loaded.packed_bytes += size
+    loaded.packed[weight.name] = _native.PackedWeight(memory, type, weight.n_rows, weight.n_columns)
+
+
+def _row_source(weight: Weight, source: ModelSource, loaded: LoadedWeights) -> _native.RowSource:
+    if weight.name in loaded.packed:
+        return _native.RowSource(loaded.packed[weight.name])
+    rows = _read(weight.parts[0], weight, source)
+    loaded.arrays.append(rows)
+    return _native.RowSource(rows, _TYPES[weight.float_type], weight.n_columns)
+
+
+def _vector(weight: Weight, source: ModelSource) -> npt.NDArray[np.float32]:
+    raw = _read(weight.parts[0], weight, source)
+    if weight.float_type is not FloatType.F32:
+        raise DllamaError(f"{source.path}: the norm {weight.name} is stored as {weight.float_type.value}, not f32")
+    return np.frombuffer(raw.tobytes(), np.float32)
+
+
+def _read(part: TensorSlice, weight: Weight, source: ModelSource) -> npt.NDArray[np.uint8]:
+    """Rows and whole blocks of columns of one tensor, uint8 (rows, bytes)."""
+    info = source.tensors.get(part.tensor)
+    if info is None:
+        raise DllamaError(f"{source.path} has no tensor {part.tensor}, which the model needs")
+    if info.float_type is not weight.float_type or part.row_end > info.n_rows or part.column_end > info.n_columns:
+        raise DllamaError(
+            f"{source.path}: tensor {part.tensor} is {info.float_type.value} {info.shape}, but rows {part.row_begin} to "
+            f"{part.row_end} and columns {part.column_begin} to {part.column_end} in {weight.float_type.value} are wanted"
+        )
+    bytes_at = weight.float_type.row_bytes
+    raw = source.read(part.tensor)
+    return raw[part.row_begin : part.row_end, bytes_at(part.column_begin) : bytes_at(part.column_end)]

@@ -1,0 +1,204 @@
+"""Proof that every op of a graph stays inside its buffers, before any device touches it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.graph import (
+    Attention,
+    Buffer,
+    BufferType,
+    Embed,
+    GatedMatmul,
+    Graph,
+    KvCache,
+    Matmul,
+    Op,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Rows,
+    TopCandidates,
+    Weight,
+)
+from dllama_gpu.model.float_type import FloatType
+
+_MAX_SIZE = 2**31 - 1
+
+
+def check(graph: Graph) -> None:
+    """Raises DllamaError unless names are unique and known, shapes fit, number formats can meet, and nothing is read
+    before it is written."""
+    _Checker(graph).check()
+
+
+class _Checker:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.buffers = {buffer.name: buffer for buffer in graph.buffers}
+        self.caches = {cache.name: cache for cache in graph.caches}
+        self.weights = {weight.name: weight for weight in graph.weights}
+        self.written: set[str] = set()
+        self.filled: set[str] = set()
+        self.where = "the graph"
+
+    def check(self) -> None:
+        graph = self.graph
+        for what, names in (
+            ("buffer", [b.name for b in graph.buffers]),
+            ("cache", [c.name for c in graph.caches]),
+            ("weight", [w.name for w in graph.weights]),
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            self.require(not twice, f"{what} {twice[:1]} is declared twice")
+        self.sizes(("max_rows", graph.max_rows), ("n_slots", graph.n_slots), ("seq_len", graph.seq_len))
+        self.sizes(("vocab_size", graph.vocab_size))
+        for buffer in graph.buffers:
+            self.buffer_shape(buffer)
+        for cache in graph.caches:
+            self.sizes((f"{cache.name}.n_kv_heads", cache.n_kv_heads), (f"{cache.name}.head_dim", cache.head_dim))
+        for weight in graph.weights:
+            self.weight_shape(weight)
+        for number, op in enumerate(graph.ops):
+            self.where = f"op {number} ({type(op).__name__})"
+            self.require(type(op) in _CHECKS, "is of an unknown kind")
+            _CHECKS[type(op)](self, op)
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise DllamaError(f"unsound graph: {self.where} {message}")
+
+    def sizes(self, *named: tuple[str, int]) -> None:
+        for name, size in named:
+            self.require(0 < size <= _MAX_SIZE, f"has {name} = {size}; it must be from 1 to {_MAX_SIZE}")
+
+    def buffer_shape(self, buffer: Buffer) -> None:
+        self.sizes((f"{buffer.name}.width", buffer.width))
+        blocks = buffer.type is not BufferType.Q80 or buffer.width % 32 == 0
+        self.require(blocks, f"has a Q80 buffer {buffer.name} of width {buffer.width}, no multiple of 32")
+
+    def weight_shape(self, weight: Weight) -> None:
+        self.sizes((f"{weight.name}.n_rows", weight.n_rows), (f"{weight.name}.n_columns", weight.n_columns))
+        block = weight.float_type.block_size
+        rows = 0
+        for part in weight.parts:
+            inside = 0 <= part.row_begin < part.row_end and 0 <= part.column_begin < part.column_end
+            whole = part.column_begin % block == 0 and part.column_end % block == 0
+            wide = part.column_end - part.column_begin == weight.n_columns
+            self.require(inside and whole and wide, f"has an impossible slice of {part.tensor} in {weight.name}")
+            rows += part.row_end - part.row_begin
+        self.require(rows == weight.n_rows, f"has {rows} rows in the parts of {weight.name}, not {weight.n_rows}")
+
+    def buffer(self, name: str, width: int | None = None, types: Iterable[BufferType] = (BufferType.F32,)) -> Buffer:
+        self.require(name in self.buffers, f"names an unknown buffer {name}")
+        buffer = self.buffers[name]
+        allowed = tuple(types)
+        self.require(buffer.type in allowed, f"cannot use {name}, which is {buffer.type.value}")
+        if width is not None:
+            self.require(buffer.width == width, f"needs {name} of width {width}, not {buffer.width}")
+        return buffer
+
+    def reads(self, name: str, width: int | None = None, types: Iterable[BufferType] = (BufferType.F32,)) -> Buffer:
+        self.require(name in self.written, f"reads {name} before anything is written to it")
+        return self.buffer(name, width, types)
+
+    def writes(self, name: str, width: int | None = None, types: Iterable[BufferType] = (BufferType.F32,)) -> Buffer:
+        buffer = self.buffer(name, width, types)
+        self.written.add(name)
+        return buffer
+
+    def weight(self, name: str) -> Weight:
+        self.require(name in self.weights, f"names an unknown weight {name}")
+        return self.weights[name]
+
+    def cache(self, name: str, n_heads: int) -> KvCache:
+        self.require(name in self.caches, f"names an unknown cache {name}")
+        cache = self.caches[name]
+        fits = n_heads > 0 and n_heads % cache.n_kv_heads == 0
+        self.require(fits, f"has {n_heads} query heads over {cache.n_kv_heads} KV heads; it must be a multiple")
+        return cache
+
+    def same_rows(self, *buffers: Buffer) -> None:
+        self.require(len({buffer.rows for buffer in buffers}) == 1, "mixes buffers of all rows and of logit rows")
+
+    def matmul_input(self, name: str, weight: Weight) -> Buffer:
+        x = self.reads(name, weight.n_columns, (BufferType.F32, BufferType.Q80))
+        fits = x.type is BufferType.F32 or weight.float_type.is_quantized
+        self.require(fits, f"cannot multiply Q80 rows with {weight.float_type.value} weights")
+        return x
+
+    def embed(self, op: Embed) -> None:
+        weight = self.weight(op.weight)
+        covers = weight.n_rows >= self.graph.vocab_size and len(weight.parts) == 1
+        self.require(covers, f"has {weight.n_rows} embeddings for {self.graph.vocab_size} tokens")
+        out = self.writes(op.out, weight.n_columns)
+        self.require(out.rows is Rows.ALL, "embeds into a buffer of logit rows")
+
+    def rope_angles(self, op: RopeAngles) -> None:
+        out = self.writes(op.out, 2 * len(op.frequencies))
+        self.require(out.rows is Rows.ALL, "writes angles to a buffer of logit rows")
+
+    def rms_norm(self, op: RmsNorm) -> None:
+        x = self.reads(op.x)
+        if op.add is not None:
+            self.same_rows(x, self.reads(op.add, x.width))
+        weight = self.weight(op.weight)
+        plain = weight.float_type is FloatType.F32 and (weight.n_rows, weight.n_columns) == (1, x.width)
+        self.require(plain, f"needs an f32 weight (1, {x.width})")
+        out = self.writes(op.out, x.width, (BufferType.F32, BufferType.Q80))
+        gathers = x.rows is Rows.ALL and out.rows is Rows.LOGITS
+        self.require(x.rows is out.rows or gathers, "cannot spread logit rows over all rows")
+        self.require(op.epsilon > 0, f"has epsilon {op.epsilon}; it must be above 0")
+
+    def matmul(self, op: Matmul) -> None:
+        weight = self.weight(op.weight)
+        x = self.matmul_input(op.x, weight)
+        out = self.writes(op.out)
+        fits = 0 <= op.out_column and op.out_column + weight.n_rows <= out.width
+        self.require(fits, f"writes columns {op.out_column} to {op.out_column + weight.n_rows} of {out.width}")
+        self.same_rows(x, out)
+
+    def gated_matmul(self, op: GatedMatmul) -> None:
+        gate, up = self.weight(op.gate), self.weight(op.up)
+        self.require(gate.n_rows == up.n_rows, f"pairs {gate.n_rows} gate rows with {up.n_rows} up rows")
+        x = self.matmul_input(op.x, gate)
+        self.matmul_input(op.x, up)
+        self.same_rows(x, self.writes(op.out, gate.n_rows, (BufferType.F32, BufferType.Q80)))
+
+    def rope_store(self, op: RopeStore) -> None:
+        cache = self.cache(op.cache, op.n_heads)
+        qkv = self.reads(op.qkv, (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim)
+        angles = self.reads(op.angles, cache.head_dim)
+        self.require(qkv.rows is Rows.ALL and angles.rows is Rows.ALL, "needs buffers of all rows")
+        self.filled.add(op.cache)
+
+    def attention(self, op: Attention) -> None:
+        cache = self.cache(op.cache, op.n_heads)
+        self.require(op.cache in self.filled, f"reads {op.cache} before keys and values are written to it")
+        qkv = self.reads(op.qkv, (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim)
+        out = self.writes(op.out, op.n_heads * cache.head_dim, (BufferType.F32, BufferType.Q80))
+        self.require(qkv.rows is Rows.ALL and out.rows is Rows.ALL, "needs buffers of all rows")
+
+    def top_candidates(self, op: TopCandidates) -> None:
+        logits, values = self.reads(op.logits), self.writes(op.values)
+        ids, log_sum_exp = self.writes(op.ids, values.width, (BufferType.I32,)), self.writes(op.log_sum_exp, 1)
+        self.require(values.width <= logits.width, f"wants {values.width} candidates of {logits.width} logits")
+        last_id = op.first_id + logits.width
+        self.require(op.first_id >= 0 and last_id <= _MAX_SIZE, f"numbers candidates up to {last_id}")
+        self.require(logits.rows is Rows.LOGITS, "looks for candidates in a buffer of all rows")
+        self.same_rows(logits, values, ids, log_sum_exp)
+
+
+_CHECKS: dict[type[Op], Callable[[_Checker, Any], None]] = {
+    Embed: _Checker.embed,
+    RopeAngles: _Checker.rope_angles,
+    RmsNorm: _Checker.rms_norm,
+    Matmul: _Checker.matmul,
+    GatedMatmul: _Checker.gated_matmul,
+    RopeStore: _Checker.rope_store,
+    Attention: _Checker.attention,
+    TopCandidates: _Checker.top_candidates,
+}
