@@ -52,7 +52,7 @@ RowSource make_row_source(const py::array& rows, WeightType type, int n_columns)
   require(rows.ndim() == 2 && rows.itemsize() == 1 && rows.strides(1) == 1, "rows must be bytes [n_rows, row_bytes]");
   require(static_cast<size_t>(rows.shape(1)) == row_bytes(type, n_columns), "rows have the wrong number of bytes");
   RowSource source;
-  source.weight = {type, static_cast<int>(rows.shape(0)), n_columns, nullptr, 0, 0, 0};
+  source.weight = {type, static_cast<int>(rows.shape(0)), n_columns, nullptr, 0};
   source.row_major = static_cast<const uint8_t*>(rows.data());
   source.row_stride = static_cast<size_t>(rows.strides(0));
   return source;

@@ -3,11 +3,12 @@
 // Layouts (all sizes in elements unless said otherwise):
 //
 // Packed weight: matrix rows are interleaved in groups of 16, so that one vector holds four neighbouring bytes (or one
-// element) of each of 16 rows. Group g holds rows 16g..16g+15; rows past the end are zero. With nb = n_columns / 32:
-//   Q40   [nb][4 chunks][16 rows][4 bytes] nibbles, then [nb][16] f16 scales. Byte j of chunk c holds elements 4c+j
-//         (low nibble) and 16+4c+j (high nibble) of a block; value = (nibble - 8) * scale.
-//   Q41   the same, then [nb][16] f16 minima; value = nibble * scale + minimum.
-//   Q80   [nb][8 chunks][16 rows][4 int8], then [nb][16] f16 scales.
+// element) of each of 16 rows. Group g holds rows 16g..16g+15; rows past the end are zero.
+//   Q40   pairs of blocks, so that a group is read from front to back in whole cache lines: [2][16] f16 scales, then
+//         [2 blocks][4 chunks][16 rows][4 bytes] nibbles. Byte j of chunk c holds elements 4c+j (low nibble) and 16+4c+j
+//         (high nibble) of a block; value = (nibble - 8) * scale. An odd last block is paired with zeros.
+//   Q41   the same with [2][16] f16 minima after the scales; value = nibble * scale + minimum.
+//   Q80   pairs of blocks: [2][16] f16 scales, then [2 blocks][8 chunks][16 rows][4 int8].
 //   F32   [n_columns][16] f32;  F16, BF16  [n_columns][16] 16-bit.
 //
 // Q80 activations (rows, width): rows are interleaved in tiles of up to 16. Tile t holds rows 16t..16t+h-1, where
@@ -33,11 +34,24 @@ constexpr int kWeightTypes = 6;
 struct PackedWeight {
   WeightType type;
   int n_rows, n_columns;
-  const uint8_t* data;    // [groups][group_bytes]
-  size_t group_bytes;     // a multiple of 64
-  size_t scale_offset;    // bytes from a group's start to its scales
-  size_t minimum_offset;  // bytes from a group's start to its minima (Q41)
+  const uint8_t* data;  // [groups][group_bytes]
+  size_t group_bytes;   // a multiple of 64
 };
+
+// Where the parts of block b of a group of quantized rows are, in bytes from the group's start. (Functions here have
+// internal linkage: this header is compiled with several instruction sets' flags, and their code must not mix.)
+struct PairLayout {
+  size_t header_bytes;  // scales, and minima, of both blocks
+  size_t quant_bytes;   // of one block
+};
+constexpr PairLayout kQ40Pair{64, 256}, kQ41Pair{128, 256}, kQ80Pair{64, 512};
+
+static constexpr size_t pair_bytes(PairLayout pair) { return pair.header_bytes + 2 * pair.quant_bytes; }
+static constexpr size_t scales_at(PairLayout pair, int b) { return b / 2 * pair_bytes(pair) + b % 2 * 32; }
+static constexpr size_t minima_at(PairLayout pair, int b) { return scales_at(pair, b) + 64; }
+static constexpr size_t quants_at(PairLayout pair, int b) {
+  return b / 2 * pair_bytes(pair) + pair.header_bytes + b % 2 * pair.quant_bytes;
+}
 
 struct Q80Rows {
   int width;             // elements of a row, a multiple of 32
@@ -45,19 +59,17 @@ struct Q80Rows {
   float* scales;         // f16-rounded
   int32_t* sums_times_minus8;  // -8 * sum of the block's quants
   float* scaled_sums;    // scale * sum of the block's quants
-
-  int n_blocks() const { return width / kBlock; }
 };
 
 // Height of the tile that holds `row` in a batch of `n_rows`.
-inline int tile_height(int row, int n_rows) {
+static inline int tile_height(int row, int n_rows) {
   const int left = n_rows - row / kTileRows * kTileRows;
   return left < kTileRows ? left : kTileRows;
 }
 
 // Index of (row, block) in the per-block arrays; its quants start at 32 times that.
-inline size_t q80_index(const Q80Rows& x, int row, int block, int n_rows) {
-  const size_t tile_start = static_cast<size_t>(row / kTileRows) * kTileRows * x.n_blocks();
+static inline size_t q80_index(const Q80Rows& x, int row, int block, int n_rows) {
+  const size_t tile_start = static_cast<size_t>(row / kTileRows) * kTileRows * (x.width / kBlock);
   return tile_start + static_cast<size_t>(block) * tile_height(row, n_rows) + row % kTileRows;
 }
 

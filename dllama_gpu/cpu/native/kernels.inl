@@ -13,8 +13,12 @@ using dllama::kGroupRows;
 using dllama::kTileRows;
 using dllama::MatmulArgs;
 using dllama::PackedWeight;
+using dllama::PairLayout;
 using dllama::q80_index;
 using dllama::Q80Rows;
+using dllama::quants_at;
+using dllama::scales_at;
+using dllama::minima_at;
 using dllama::RowOutput;
 using dllama::tile_height;
 }  // namespace

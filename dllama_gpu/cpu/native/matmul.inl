@@ -8,6 +8,8 @@ namespace {
 #define DLLAMA_UNROLL
 #endif
 
+inline F32x16 load_halves(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
+
 // Writes the outputs of one group for one activation row; the last group of a matrix may be partly padding.
 inline void store_outputs(float* out, F32x16 values, int n_valid) {
   if (n_valid >= kGroupRows) {
@@ -33,7 +35,7 @@ namespace {
 template <bool kHasMinimum>
 struct NibbleFormat {
   using Dot = NibbleDot;
-  static constexpr size_t kBlockBytes = 256;
+  static constexpr PairLayout kPair = kHasMinimum ? dllama::kQ41Pair : dllama::kQ40Pair;
   Bytes bytes[8];
 
   explicit NibbleFormat(const uint8_t* block) {
@@ -50,7 +52,7 @@ struct NibbleFormat {
 
 struct ByteFormat {
   using Dot = ByteDot;
-  static constexpr size_t kBlockBytes = 512;
+  static constexpr PairLayout kPair = dllama::kQ80Pair;
   Bytes bytes[8];
 
   explicit ByteFormat(const uint8_t* block) {
@@ -66,15 +68,13 @@ struct ByteFormat {
 template <class Format, int T>
 inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first, int height, float* out, int n_valid) {
   const Q80Rows& x = args.x_q80;
-  const auto* scales = reinterpret_cast<const uint16_t*>(group + args.weight.scale_offset);
-  const auto* minima = reinterpret_cast<const uint16_t*>(group + args.weight.minimum_offset);
-  const int n_blocks = x.n_blocks();
+  const int n_blocks = x.width / kBlock;
   F32x16 sums[T];
   DLLAMA_UNROLL
   for (int t = 0; t < T; t++) sums[t] = set1(0);
   for (int b = 0; b < n_blocks; b++) {
-    const Format weights(group + b * Format::kBlockBytes);
-    const F32x16 scale = load_f16(scales + kGroupRows * b);
+    const Format weights(group + quants_at(Format::kPair, b));
+    const F32x16 scale = load_halves(group + scales_at(Format::kPair, b));
     const size_t block_index = first + static_cast<size_t>(b) * height;
     DLLAMA_UNROLL
     for (int t = 0; t < T; t++) {
@@ -85,7 +85,7 @@ inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first,
       for (int c = 0; c < 8; c++) dot.add(weights.bytes[c], a + 4 * c);
       sums[t] = fma(mul(dot.result(), set1(x.scales[index])), scale, sums[t]);
       if (Format::has_minimum)
-        sums[t] = fma(set1(x.scaled_sums[index]), load_f16(minima + kGroupRows * b), sums[t]);
+        sums[t] = fma(set1(x.scaled_sums[index]), load_halves(group + minima_at(Format::kPair, b)), sums[t]);
     }
   }
   DLLAMA_UNROLL
@@ -153,15 +153,13 @@ inline void expand_nibbles(Bytes lanes, F32x16 scale, F32x16 offset, float* expa
 
 template <bool kHasMinimum>
 struct NibbleReader {
-  static const float* read(const PackedWeight& weight, const uint8_t* group, int column, int, float* expanded) {
+  static const float* read(const PackedWeight&, const uint8_t* group, int column, int, float* expanded) {
     const int b = column / kBlock;
-    const F32x16 scale =
-        load_f16(reinterpret_cast<const uint16_t*>(group + weight.scale_offset) + kGroupRows * b);
-    const F32x16 offset =
-        kHasMinimum ? load_f16(reinterpret_cast<const uint16_t*>(group + weight.minimum_offset) + kGroupRows * b)
-                    : mul(scale, set1(-8));
+    constexpr PairLayout pair = kHasMinimum ? dllama::kQ41Pair : dllama::kQ40Pair;
+    const F32x16 scale = load_halves(group + scales_at(pair, b));
+    const F32x16 offset = kHasMinimum ? load_halves(group + minima_at(pair, b)) : mul(scale, set1(-8));
     for (int c = 0; c < 4; c++) {
-      const Bytes packed = load_bytes(group + b * 256 + 64 * c);
+      const Bytes packed = load_bytes(group + quants_at(pair, b) + 64 * c);
       for (int half = 0; half < 2; half++) {
         const Bytes lanes = half ? high_nibbles(packed) : low_nibbles(packed);
         float* out = expanded + (16 * half + 4 * c) * kGroupRows;
@@ -181,12 +179,11 @@ inline void expand_bytes(Bytes lanes, F32x16 scale, float* expanded) {
 }
 
 struct ByteReader {
-  static const float* read(const PackedWeight& weight, const uint8_t* group, int column, int, float* expanded) {
+  static const float* read(const PackedWeight&, const uint8_t* group, int column, int, float* expanded) {
     const int b = column / kBlock;
-    const F32x16 scale =
-        load_f16(reinterpret_cast<const uint16_t*>(group + weight.scale_offset) + kGroupRows * b);
+    const F32x16 scale = load_halves(group + scales_at(dllama::kQ80Pair, b));
     for (int c = 0; c < 8; c++) {
-      const Bytes lanes = load_bytes(group + b * 512 + 64 * c);
+      const Bytes lanes = load_bytes(group + quants_at(dllama::kQ80Pair, b) + 64 * c);
       float* out = expanded + 4 * c * kGroupRows;
       expand_bytes<0>(lanes, scale, out);
       expand_bytes<1>(lanes, scale, out);

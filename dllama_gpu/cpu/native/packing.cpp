@@ -9,19 +9,20 @@ namespace dllama {
 namespace {
 
 struct BlockShape {
-  size_t bytes;       // of one block as files hold it
-  size_t quants_at;   // bytes before the quants: scale, then minimum
-  size_t n_words;     // 32-bit words of quants
+  size_t bytes;      // of one block as files hold it
+  size_t header;     // of those before the quants: scale, then minimum
+  size_t n_words;    // 32-bit words of quants
+  PairLayout packed;
 };
 
 BlockShape block_shape(WeightType type) {
   switch (type) {
     case WeightType::Q40:
-      return {18, 2, 4};
+      return {18, 2, 4, kQ40Pair};
     case WeightType::Q41:
-      return {20, 4, 4};
+      return {20, 4, 4, kQ41Pair};
     default:
-      return {34, 2, 8};
+      return {34, 2, 8, kQ80Pair};
   }
 }
 
@@ -39,15 +40,12 @@ uint16_t read_u16(const uint8_t* p) {
 
 void pack_quantized_row(const PackedWeight& weight, uint8_t* group, int lane, const uint8_t* source) {
   const BlockShape shape = block_shape(weight.type);
-  const int n_blocks = weight.n_columns / kBlock;
-  auto* scales = reinterpret_cast<uint16_t*>(group + weight.scale_offset);
-  auto* minima = reinterpret_cast<uint16_t*>(group + weight.minimum_offset);
-  auto* words = reinterpret_cast<uint32_t*>(group);
-  for (int b = 0; b < n_blocks; b++, source += shape.bytes) {
-    scales[b * kGroupRows + lane] = read_u16(source);
-    if (weight.type == WeightType::Q41) minima[b * kGroupRows + lane] = read_u16(source + 2);
+  for (int b = 0; b < weight.n_columns / kBlock; b++, source += shape.bytes) {
+    std::memcpy(group + scales_at(shape.packed, b) + 2 * lane, source, 2);
+    if (weight.type == WeightType::Q41) std::memcpy(group + minima_at(shape.packed, b) + 2 * lane, source + 2, 2);
+    uint8_t* quants = group + quants_at(shape.packed, b) + 4 * lane;
     for (size_t i = 0; i < shape.n_words; i++)
-      std::memcpy(&words[(b * shape.n_words + i) * kGroupRows + lane], source + shape.quants_at + 4 * i, 4);
+      std::memcpy(quants + i * 4 * kGroupRows, source + shape.header + 4 * i, 4);
   }
 }
 
@@ -87,18 +85,10 @@ size_t row_bytes(WeightType type, int n_columns) {
 }
 
 PackedWeight packed_layout(WeightType type, int n_rows, int n_columns) {
-  PackedWeight weight{type, n_rows, n_columns, nullptr, 0, 0, 0};
-  size_t bytes;
-  if (is_quantized(type)) {
-    const size_t n_blocks = n_columns / kBlock, lane_halves = n_blocks * kGroupRows * sizeof(uint16_t);
-    weight.scale_offset = n_blocks * block_shape(type).n_words * 4 * kGroupRows;
-    weight.minimum_offset = weight.scale_offset + lane_halves;
-    bytes = weight.minimum_offset + (type == WeightType::Q41 ? lane_halves : 0);
-  } else {
-    bytes = static_cast<size_t>(n_columns) * kGroupRows * element_bytes(type);
-  }
-  weight.group_bytes = (bytes + 63) / 64 * 64;
-  return weight;
+  const size_t n_pairs = (n_columns / kBlock + 1) / 2;
+  const size_t bytes = is_quantized(type) ? n_pairs * pair_bytes(block_shape(type).packed)
+                                          : static_cast<size_t>(n_columns) * kGroupRows * element_bytes(type);
+  return {type, n_rows, n_columns, nullptr, (bytes + 63) / 64 * 64};
 }
 
 size_t packed_bytes(const PackedWeight& weight) {
@@ -128,7 +118,7 @@ void dequantize_row(WeightType type, const uint8_t* source, int n_columns, float
     const float scale = f16_to_f32(read_u16(source));
     const float offset = type == WeightType::Q41 ? f16_to_f32(read_u16(source + 2)) : -8 * scale;
     for (size_t i = 0; i < shape.n_words; i++)
-      dequantize_word(type, source + shape.quants_at + 4 * i, i, scale, offset, out + b * kBlock);
+      dequantize_word(type, source + shape.header + 4 * i, i, scale, offset, out + b * kBlock);
   }
 }
 
@@ -143,13 +133,13 @@ void dequantize_packed_row(const PackedWeight& weight, int row, float* out) {
   }
   const BlockShape shape = block_shape(weight.type);
   for (int b = 0; b < weight.n_columns / kBlock; b++) {
-    const size_t half = 2 * (static_cast<size_t>(b) * kGroupRows + lane);
-    const float scale = f16_to_f32(read_u16(group + weight.scale_offset + half));
-    const float offset =
-        weight.type == WeightType::Q41 ? f16_to_f32(read_u16(group + weight.minimum_offset + half)) : -8 * scale;
+    const float scale = f16_to_f32(read_u16(group + scales_at(shape.packed, b) + 2 * lane));
+    const float offset = weight.type == WeightType::Q41
+                             ? f16_to_f32(read_u16(group + minima_at(shape.packed, b) + 2 * lane))
+                             : -8 * scale;
+    const uint8_t* quants = group + quants_at(shape.packed, b) + 4 * lane;
     for (size_t i = 0; i < shape.n_words; i++)
-      dequantize_word(weight.type, group + ((b * shape.n_words + i) * kGroupRows + lane) * 4, i, scale, offset,
-                      out + b * kBlock);
+      dequantize_word(weight.type, quants + i * 4 * kGroupRows, i, scale, offset, out + b * kBlock);
   }
 }
 
