@@ -65,7 +65,7 @@ def run_command(
     """The command line that runs the model in `folder` as `options` (of this program) and `extra` arguments say."""
     command = [str(environment.program), "inference", "--model", str(folder / entry.model_file)]
     command += ["--prompt", entry.prompt if options.prompt is None else options.prompt]
-    command += ["--steps", str(options.steps)]
+    command += ["--steps", str(options.steps), *entry.arguments]
     if options.nthreads is not None:
         command += ["--nthreads", str(options.nthreads)]
     if options.device is not None:

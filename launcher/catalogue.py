@@ -21,13 +21,17 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model: what to fetch, which of the files is the model itself, and a prompt that shows what it can do."""
+    """A model: what to fetch, which of the files is the model itself, and how to show what it can do.
+
+    `prompt` and the `arguments` of `dllama-gpu inference` are what it runs with unless the person says otherwise.
+    """
 
     name: str
     description: str
     files: tuple[ModelFile, ...]
     model_file: str
     prompt: str
+    arguments: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -56,7 +60,8 @@ CATALOGUE: tuple[ModelEntry, ...] = (
             ),
         ),
         model_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        prompt="The Solar System consists of the Sun and the planets that travel around it.",
+        prompt="Photosynthesis is the process by which plants",
+        arguments=("--temperature", "0"),
     ),
 )
 

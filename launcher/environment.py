@@ -151,7 +151,8 @@ def _make_python(environment: Environment, console: Console) -> None:
 
 def _works(environment: Environment) -> bool:
     """Whether the environment has an interpreter (its link may dangle after a system upgrade) and a pip."""
-    return environment.python.exists() and any(environment.folder.glob("[Ll]ib/**/site-packages/pip/__main__.py"))
+    site_packages = "Lib/site-packages" if os.name == "nt" else "lib/python3*/site-packages"
+    return environment.python.exists() and any(environment.folder.glob(f"{site_packages}/pip/__main__.py"))
 
 
 def _install_package(environment: Environment, extras: frozenset[str], console: Console) -> None:

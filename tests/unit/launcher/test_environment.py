@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def checkout(tmp_path: Path) -> Path:
 def finished(checkout: Path) -> Environment:
     """An environment that looks finished, with the extra `test`."""
     environment = environment_of(checkout, {})
-    for path in (environment.python, environment.folder / "lib" / "python3" / "site-packages" / "pip" / "__main__.py"):
+    site_packages = "Lib/site-packages" if os.name == "nt" else "lib/python3.10/site-packages"
+    for path in (environment.python, environment.folder / site_packages / "pip" / "__main__.py"):
         path.parent.mkdir(parents=True)
         path.write_text("")
     write_stamp(environment, Stamp(fingerprint(checkout), frozenset({"test"})))

@@ -22,7 +22,7 @@ def run_launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def command_for(*arguments: str) -> list[str]:
     """What is run, after the program's name."""
-    entry = ModelEntry("tiny", "", (), "model.gguf", "Once upon a time")
+    entry = ModelEntry("tiny", "", (), "model.gguf", "Once upon a time", ("--seed", "1"))
     environment = Environment(Path("/project"), Path("/project/.venv"))
     options, extra = launch.parse_arguments(arguments)
     command = launch.run_command(environment, Path("/models/tiny"), entry, options, extra)
@@ -52,12 +52,22 @@ def test_help_names_every_option() -> None:
 
 def test_the_run_takes_the_entrys_model_and_prompt() -> None:
     model = str(Path("/models/tiny/model.gguf"))
-    assert command_for() == ["inference", "--model", model, "--prompt", "Once upon a time", "--steps", "128"]
+    assert command_for() == [
+        "inference",
+        "--model",
+        model,
+        "--prompt",
+        "Once upon a time",
+        "--steps",
+        "128",
+        "--seed",
+        "1",
+    ]
 
 
 def test_the_run_takes_what_the_person_says() -> None:
     command = command_for("tiny", "--prompt", "", "--steps", "5", "--nthreads", "2", "--device", "cpu")
-    assert command[3:] == ["--prompt", "", "--steps", "5", "--nthreads", "2", "--device", "cpu"]
+    assert command[3:] == ["--prompt", "", "--steps", "5", "--seed", "1", "--nthreads", "2", "--device", "cpu"]
 
 
 def test_arguments_after_two_dashes_go_to_the_run_as_they_are() -> None:
