@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -160,7 +161,11 @@ def _install_package(environment: Environment, extras: frozenset[str], console: 
         run_pip(environment.python, arguments, purpose=purpose, log=log, step=step, folder=environment.root, more=build)
 
     log = environment.folder / "install.log"
-    build = {"SKBUILD_BUILD_DIR": str(environment.folder / "build")}  # its cache holds paths into the environment
+    build_folder = environment.folder / "build"  # in the environment, because CMake's cache holds paths into it
+    build = {"SKBUILD_BUILD_DIR": str(build_folder)}
+    if os.name != "nt" and (compiler := system_packages.find_compiler()):
+        build["CXX"] = compiler  # else the one that this Python was built with is looked for, and it may not be here
+    _drop_stale_build(build_folder)
     log.unlink(missing_ok=True)
     # The build tools live in the environment, not in a throw-away one of pip: a second build compiles what changed.
     with console.step("installing the build tools") as step:
@@ -171,6 +176,17 @@ def _install_package(environment: Environment, extras: frozenset[str], console: 
     with console.step("building dllama-gpu") as step:
         target = f".[{','.join(sorted(extras))}]" if extras else "."
         pip("install", "-v", "--no-build-isolation", "--editable", target, purpose="build dllama-gpu", step=step)
+
+
+def _drop_stale_build(folder: Path) -> None:
+    """CMake cannot go on in a folder whose compiler is gone, as after a system upgrade."""
+    try:
+        cache = (folder / "CMakeCache.txt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)
+    if not compiler or not Path(compiler[1]).exists():
+        shutil.rmtree(folder)
 
 
 def _ask_build_tools(environment: Environment) -> list[str]:

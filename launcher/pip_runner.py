@@ -45,6 +45,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "the package index has no {package} for this Python and machine",
     ),
 )
+_SHOWN_LINES = 8
 _PROGRESS = re.compile(r"^\s*(\[\d+/\d+\] \S+ \S+ \S+|\[ *\d+%\].*|Collecting \S+|Downloading \S+|Installing .*)")
 
 
@@ -105,14 +106,14 @@ def run_pip(
 
 
 def explain_failure(purpose: str, report: str) -> str:
-    """A sentence from what a failed program printed: the reason if it is a known one, else the report's last lines."""
+    """A sentence from what a failed program printed: the reason if it is a known one, else the first error's lines."""
     for pattern, reason in _REASONS:
         if found := re.search(pattern, report):
             return f"Cannot {purpose}: {reason.format(**found.groupdict())}."
     lines = [line.rstrip() for line in report.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
-    shown = "\n  ".join((errors or lines or ["(nothing was printed)"])[-8:])
-    return f"Cannot {purpose}; the report ends with:\n  {shown}"
+    first_error = next((at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), None)
+    shown = lines[-_SHOWN_LINES:] if first_error is None else lines[first_error : first_error + _SHOWN_LINES]
+    return "\n  ".join([f"Cannot {purpose}; the report says:", *(shown or ["(nothing)"])])
 
 
 def _compiler_jobs() -> int:

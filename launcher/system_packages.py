@@ -38,7 +38,7 @@ def missing_for_build() -> list[Need]:
     if sys.platform == "win32":
         return []
     needs = []
-    if not _has_compiler():
+    if find_compiler() is None:
         needs.append(Need("a C++ compiler", "g++"))
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         needs.append(Need("Python's C headers (Python.h)", f"{_debian_python()}-dev"))
@@ -55,6 +55,14 @@ def missing_for_arm_tests() -> list[Need]:
     if not shutil.which("qemu-aarch64"):
         needs.append(Need("the ARM64 emulator", "qemu-user"))
     return needs
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler's command: what CXX says, else the first of the usual ones; None where there is none."""
+    if sys.platform == "darwin" and subprocess.run(["xcode-select", "--print-path"], capture_output=True).returncode:
+        return None  # /usr/bin/c++ is there, but only asks for the compiler
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((name for name in names if shutil.which(name.split()[0])), None)
 
 
 def install(needs: Sequence[Need], console: Console, *, assume_yes: bool) -> None:
@@ -101,13 +109,6 @@ def _root_prefix() -> list[str] | None:
     if not shutil.which("sudo"):
         return None
     return ["sudo"] if sys.stdin.isatty() else ["sudo", "--non-interactive"]  # else it would wait for a password
-
-
-def _has_compiler() -> bool:
-    if sys.platform == "darwin":  # /usr/bin/c++ exists there before the compiler does
-        return subprocess.run(["xcode-select", "--print-path"], capture_output=True).returncode == 0
-    names = (os.environ.get("CXX", "c++").split()[0], "c++", "g++", "clang++")
-    return any(shutil.which(name) for name in names)
 
 
 def _debian_python() -> str:

@@ -43,13 +43,21 @@ def test_known_reasons_are_recognized(report: str, sentence: str) -> None:
     assert sentence in answer
 
 
-def test_an_unknown_reason_shows_the_lines_that_speak_of_an_error() -> None:
-    report = "\n".join(["compiling"] * 50 + ["kernels.cpp:7: error: expected ';'"] + ["more"] * 50)
-    assert explain_failure("build it", report).splitlines()[1:] == ["  kernels.cpp:7: error: expected ';'"]
+def test_an_unknown_reason_shows_the_first_error_and_what_follows_it() -> None:
+    error = ["kernels.cpp:7: error: expected ';'", "  int x", "       ^"]
+    report = "\n".join(["compiling"] * 50 + error + ["compiling"] * 50 + ["pip: error: it failed"])
+    shown = explain_failure("build it", report).splitlines()
+    assert shown[:4] == ["Cannot build it; the report says:", *(f"  {line}" for line in error)]
+    assert len(shown) == 9
+
+
+def test_a_report_without_the_word_error_is_shown_from_its_end() -> None:
+    report = "\n".join(f"line {number}" for number in range(100))
+    assert explain_failure("build it", report).splitlines()[1:] == [f"  line {number}" for number in range(92, 100)]
 
 
 def test_a_silent_failure_is_said_too() -> None:
-    assert "(nothing was printed)" in explain_failure("build it", "")
+    assert explain_failure("build it", "") == "Cannot build it; the report says:\n  (nothing)"
 
 
 def test_nothing_missing_installs_nothing(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +103,25 @@ def test_a_python_without_ensurepip_needs_the_venv_package(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert [need.debian_package for need in system_packages.missing_for_environment()] == [f"python{version}-venv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own compiler is asked for")
+@pytest.mark.parametrize(
+    ("variable", "installed", "found"),
+    [
+        ("", {"c++", "clang++"}, "c++"),
+        ("", {"clang++"}, "clang++"),
+        ("", set(), None),
+        ("ccache g++-13", {"ccache", "c++"}, "ccache g++-13"),
+        ("icpx", {"c++"}, None),
+    ],
+)
+def test_the_compiler_is_the_one_that_is_asked_for_or_there(
+    monkeypatch: pytest.MonkeyPatch, variable: str, installed: set[str], found: str | None
+) -> None:
+    monkeypatch.setenv("CXX", variable)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
+    assert system_packages.find_compiler() == found
 
 
 def failing_with(error: BaseException) -> int:
