@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -25,8 +26,7 @@ def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
             "use a smaller model, a smaller --max-seq-len, or close other programs"
         ) from error
     if n_bytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # A system built without them refuses: ordinary pages do.
+        with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel built without them: ordinary pages do
     return np.frombuffer(memory, np.uint8, n_bytes)

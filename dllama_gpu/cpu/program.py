@@ -102,9 +102,7 @@ class CpuProgram:
             size = 2 * n_slots * cache.n_kv_heads * seq_len * _round_up(cache.head_dim)
             keys, values = (zeroed(size, "the KV cache").view(np.uint16) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
-            self._caches[cache.name] = _native.KvCache(
-                keys, values, n_slots, cache.n_kv_heads, seq_len, cache.head_dim
-            )
+            self._caches[cache.name] = _native.KvCache(keys, values, n_slots, cache.n_kv_heads, seq_len, cache.head_dim)
 
     def _emit_embed(self, op: Embed) -> None:
         self._program.add_embed(self._weights.rows[op.weight], self._buffers[op.out])

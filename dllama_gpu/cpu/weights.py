@@ -121,8 +121,8 @@ def _read(part: TensorSlice, weight: Weight, source: ModelSource) -> npt.NDArray
         raise DllamaError(f"{source.path} has no tensor {part.tensor}, which the model needs")
     if info.float_type is not weight.float_type or part.row_end > info.n_rows or part.column_end > info.n_columns:
         raise DllamaError(
-            f"{source.path}: tensor {part.tensor} is {info.float_type.value} {info.shape}, but rows {part.row_begin} to "
-            f"{part.row_end} and columns {part.column_begin} to {part.column_end} in {weight.float_type.value} are wanted"
+            f"{source.path}: tensor {part.tensor} is {info.float_type.value} {info.shape}, but "
+            f"{weight.float_type.value} with at least {part.row_end} rows and {part.column_end} columns is wanted"
         )
     bytes_at = weight.float_type.row_bytes
     raw = source.read(part.tensor)

@@ -30,8 +30,10 @@ _MAX_SIZE = 2**31 - 1
 
 
 def check(graph: Graph) -> None:
-    """Raises DllamaError unless names are unique and known, shapes fit, number formats can meet, and nothing is read
-    before it is written."""
+    """Raises DllamaError for a graph that no device may run.
+
+    Names are unique and known, shapes fit, number formats can meet, and nothing is read before it is written.
+    """
     _Checker(graph).check()
 
 
@@ -157,7 +159,7 @@ class _Checker:
         weight = self.weight(op.weight)
         x = self.matmul_input(op.x, weight)
         out = self.writes(op.out)
-        fits = 0 <= op.out_column and op.out_column + weight.n_rows <= out.width
+        fits = op.out_column >= 0 and op.out_column + weight.n_rows <= out.width
         self.require(fits, f"writes columns {op.out_column} to {op.out_column + weight.n_rows} of {out.width}")
         self.same_rows(x, out)
 

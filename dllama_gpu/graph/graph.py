@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Union
 
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import RopeStyle
@@ -150,7 +149,8 @@ class RopeStore:
 class Attention:
     """Causal grouped-query attention of the rotated queries in `qkv` over positions 0..position of the row's slot.
 
-    out (rows, n_heads·head_dim) f32 or Q80 = softmax(q·kᵀ·scale)·v; query head h reads KV head h // (n_heads / n_kv_heads).
+    out (rows, n_heads·head_dim) f32 or Q80 = softmax(q·kᵀ·scale)·v, where query head h reads
+    KV head h // (n_heads / n_kv_heads).
     """
 
     qkv: str
@@ -175,7 +175,7 @@ class TopCandidates:
     first_id: int = 0
 
 
-Op = Union[Embed, RopeAngles, RmsNorm, Matmul, GatedMatmul, RopeStore, Attention, TopCandidates]
+Op = Embed | RopeAngles | RmsNorm | Matmul | GatedMatmul | RopeStore | Attention | TopCandidates
 
 
 @dataclass(frozen=True)

@@ -123,16 +123,12 @@ class _LlamaBuilder:
         self.buffer("log_sum_exp", 1, rows=Rows.LOGITS)
         self.ops.append(TopCandidates("logits", "candidate_values", "candidate_ids", "log_sum_exp"))
 
-    def norm(
-        self, weight: str, feeds: tuple[TensorInfo, ...], add: str | None, rows: Rows = Rows.ALL
-    ) -> str:
+    def norm(self, weight: str, feeds: tuple[TensorInfo, ...], add: str | None, rows: Rows = Rows.ALL) -> str:
         out = self.input_buffer("normed" if rows is Rows.ALL else "last_normed", self.spec.dim, feeds, rows)
         self.ops.append(RmsNorm("x", add, self.weight(weight), out, self.spec.norm_epsilon))
         return out
 
-    def stacks(
-        self, prefix: str, tensors: tuple[TensorInfo, ...]
-    ) -> list[tuple[str, tuple[TensorInfo, ...]]]:
+    def stacks(self, prefix: str, tensors: tuple[TensorInfo, ...]) -> list[tuple[str, tuple[TensorInfo, ...]]]:
         """Neighbouring tensors of one number format become one weight."""
         if len({tensor.float_type for tensor in tensors}) == 1:
             return [(self.weight(prefix + "qkv", tensors), tensors)]
@@ -149,15 +145,11 @@ class _LlamaBuilder:
         )
         return name
 
-    def buffer(
-        self, name: str, width: int, type: BufferType = BufferType.F32, rows: Rows = Rows.ALL
-    ) -> str:
+    def buffer(self, name: str, width: int, type: BufferType = BufferType.F32, rows: Rows = Rows.ALL) -> str:
         self.buffers[name] = Buffer(name, width, type, rows)
         return name
 
-    def input_buffer(
-        self, name: str, width: int, feeds: tuple[TensorInfo, ...], rows: Rows = Rows.ALL
-    ) -> str:
+    def input_buffer(self, name: str, width: int, feeds: tuple[TensorInfo, ...], rows: Rows = Rows.ALL) -> str:
         """A buffer that matmuls read: Q80 when asked for and all their weights are quantized, else f32.
 
         Layers of different number formats get buffers of different types under different names.

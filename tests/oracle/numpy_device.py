@@ -1,0 +1,174 @@
+"""The oracle: a device that runs graphs in NumPy, slowly and plainly, for every other device to be compared with.
+
+Arithmetic is float64 throughout; what a graph says is stored in a narrower format (Q80 buffers, the f16 KV cache) is
+rounded to it, so that the differences left are those of summation order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.graph.batch import Batch, LoadProgress
+from dllama_gpu.graph.graph import (
+    Attention,
+    BufferType,
+    Embed,
+    GatedMatmul,
+    Graph,
+    Matmul,
+    Op,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Rows,
+    TopCandidates,
+    Weight,
+)
+from dllama_gpu.model.codecs import dequantize, quantize
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import ModelSource
+from dllama_gpu.model.spec import RopeStyle
+
+Array = npt.NDArray[np.float64]
+
+
+class NumpyDevice:
+    """Implements `dllama_gpu.graph.batch.Device`."""
+
+    name = "numpy"
+
+    def compile(self, graph: Graph, source: ModelSource, progress: LoadProgress | None = None) -> NumpyProgram:
+        """Dequantizes all weights to float64."""
+        return NumpyProgram(graph, source)
+
+
+class NumpyProgram:
+    """Implements `dllama_gpu.graph.batch.Program`."""
+
+    def __init__(self, graph: Graph, source: ModelSource) -> None:
+        self.graph = graph
+        self.weights = {weight.name: _load(weight, source) for weight in graph.weights}
+        self.values: dict[str, Array] = {}
+        self.declared = {buffer.name: buffer for buffer in graph.buffers}
+        self.caches = {cache.name: cache for cache in graph.caches}
+        # (slot, position) -> (n_kv_heads, head_dim)
+        self.keys: dict[str, dict[tuple[int, int], Array]] = {name: {} for name in self.caches}
+        self.stored: dict[str, dict[tuple[int, int], Array]] = {name: {} for name in self.caches}
+
+    def run(self, batch: Batch) -> None:
+        """Computes one step."""
+        for buffer in self.graph.buffers:
+            n_rows = len(batch.logit_rows if buffer.rows is Rows.LOGITS else batch.tokens)
+            self.values[buffer.name] = np.zeros((n_rows, buffer.width))
+        for op in self.graph.ops:
+            _RUN[type(op)](self, op, batch)
+
+    def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        """Rows of a buffer after a step, float64."""
+        return self.values[name][:n_rows]
+
+    def write(self, name: str, values: Array) -> None:
+        """Stores values in a buffer, rounded to its format."""
+        if self.declared[name].type is BufferType.Q80 and values.size:
+            raw = quantize(values.astype(np.float32), FloatType.Q80)
+            values = dequantize(raw, FloatType.Q80).astype(np.float64)
+        self.values[name] = values
+
+    def embed(self, op: Embed, batch: Batch) -> None:
+        self.write(op.out, self.weights[op.weight][batch.tokens])
+
+    def rope_angles(self, op: RopeAngles, batch: Batch) -> None:
+        angles = batch.positions[:, None] * np.array(op.frequencies)[None, :]
+        self.write(op.out, np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
+
+    def rms_norm(self, op: RmsNorm, batch: Batch) -> None:
+        gathers = self.declared[op.out].rows is Rows.LOGITS and self.declared[op.x].rows is Rows.ALL
+        rows = batch.logit_rows if gathers else slice(None)
+        x = self.values[op.x]
+        if op.add is not None:
+            x[rows] += self.values[op.add][rows]
+        chosen = x[rows]
+        scale = 1.0 / np.sqrt(np.mean(chosen**2, axis=1, keepdims=True) + op.epsilon)
+        self.write(op.out, chosen * scale * self.weights[op.weight])
+
+    def matmul(self, op: Matmul, batch: Batch) -> None:
+        product = self.values[op.x] @ self.weights[op.weight].T
+        self.values[op.out][:, op.out_column : op.out_column + product.shape[1]] = product
+
+    def gated_matmul(self, op: GatedMatmul, batch: Batch) -> None:
+        gate, up = (self.values[op.x] @ self.weights[name].T for name in (op.gate, op.up))
+        self.write(op.out, gate / (1.0 + np.exp(-gate)) * up)
+
+    def rope_store(self, op: RopeStore, batch: Batch) -> None:
+        cache = self.caches[op.cache]
+        n_heads, n_kv_heads, head_dim = op.n_heads, cache.n_kv_heads, cache.head_dim
+        n_rows = len(batch.tokens)
+        heads = self.values[op.qkv].reshape(n_rows, n_heads + 2 * n_kv_heads, head_dim)
+        cosines, sines = np.split(self.values[op.angles], 2, axis=1)
+        turned = heads[:, : n_heads + n_kv_heads]
+        if op.style is RopeStyle.INTERLEAVED:
+            a, b = turned[..., 0::2].copy(), turned[..., 1::2].copy()
+            turned[..., 0::2] = a * cosines[:, None] - b * sines[:, None]
+            turned[..., 1::2] = a * sines[:, None] + b * cosines[:, None]
+        else:
+            a, b = np.split(turned.copy(), 2, axis=-1)
+            turned[...] = np.concatenate(
+                [a * cosines[:, None] - b * sines[:, None], a * sines[:, None] + b * cosines[:, None]], axis=-1
+            )
+        for row in range(n_rows):
+            place = int(batch.slots[row]), int(batch.positions[row])
+            self.keys[op.cache][place] = _f16(heads[row, n_heads : n_heads + n_kv_heads])
+            self.stored[op.cache][place] = _f16(heads[row, n_heads + n_kv_heads :])
+
+    def attention(self, op: Attention, batch: Batch) -> None:
+        cache = self.caches[op.cache]
+        group = op.n_heads // cache.n_kv_heads
+        n_rows = len(batch.tokens)
+        queries = self.values[op.qkv][:, : op.n_heads * cache.head_dim].reshape(n_rows, op.n_heads, cache.head_dim)
+        out = np.zeros((n_rows, op.n_heads, cache.head_dim))
+        for row in range(n_rows):
+            slot, position = int(batch.slots[row]), int(batch.positions[row])
+            keys = np.stack([self.keys[op.cache][slot, p] for p in range(position + 1)])
+            values = np.stack([self.stored[op.cache][slot, p] for p in range(position + 1)])
+            for head in range(op.n_heads):
+                scores = keys[:, head // group] @ queries[row, head] * op.scale
+                weights = np.exp(scores - scores.max())
+                out[row, head] = weights / weights.sum() @ values[:, head // group]
+        self.write(op.out, out.reshape(n_rows, -1))
+
+    def top_candidates(self, op: TopCandidates, batch: Batch) -> None:
+        logits = self.values[op.logits]
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.declared[op.values].width]
+        self.values[op.values] = np.take_along_axis(logits, order, axis=1)
+        self.values[op.ids] = order + op.first_id
+        tempered = logits / batch.temperatures[:, None]
+        highest = tempered.max(axis=1, keepdims=True)
+        self.values[op.log_sum_exp] = highest + np.log(np.exp(tempered - highest).sum(axis=1, keepdims=True))
+
+
+_RUN: dict[type[Op], Callable[[NumpyProgram, Any, Batch], None]] = {
+    Embed: NumpyProgram.embed,
+    RopeAngles: NumpyProgram.rope_angles,
+    RmsNorm: NumpyProgram.rms_norm,
+    Matmul: NumpyProgram.matmul,
+    GatedMatmul: NumpyProgram.gated_matmul,
+    RopeStore: NumpyProgram.rope_store,
+    Attention: NumpyProgram.attention,
+    TopCandidates: NumpyProgram.top_candidates,
+}
+
+
+def _load(weight: Weight, source: ModelSource) -> Array:
+    parts = []
+    for part in weight.parts:
+        values = dequantize(source.read(part.tensor), source.tensors[part.tensor].float_type)
+        parts.append(values[part.row_begin : part.row_end, part.column_begin : part.column_end])
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _f16(values: Array) -> Array:
+    return values.astype(np.float32).astype(np.float16).astype(np.float64)

@@ -1,0 +1,177 @@
+"""Whole models on the CPU device: against the oracle, and the same bits however the work is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dllama_gpu.cpu import _native
+from dllama_gpu.cpu.device import CpuDevice, available_threads
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch, Program, Row
+from dllama_gpu.graph.graph import BufferType
+from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.m_file import MFile
+from dllama_gpu.model.source import ModelSource
+from dllama_gpu.model.spec import RopeScaling
+from tests.oracle.numpy_device import NumpyDevice
+from tests.support.models import write_random_m
+
+TOKENS = [int(token) for token in np.random.default_rng(7).integers(0, 128, 40)]
+
+
+SHAPE = {
+    "dim": 96,
+    "hidden_dim": 160,
+    "n_layers": 3,
+    "n_heads": 6,
+    "n_kv_heads": 3,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "max_seq_len": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelSource]:
+    path = tmp_path_factory.mktemp("model") / "small.m"
+    write_random_m(path, **SHAPE, weight_type=FloatType.Q40, seed=3)
+    file = MFile(path)
+    yield file
+    file.close()
+
+
+def options(buffer_type: BufferType = BufferType.Q80, max_rows: int = 40) -> GraphOptions:
+    return GraphOptions(max_rows=max_rows, seq_len=48, buffer_type=buffer_type, n_candidates=8)
+
+
+def logits(program: Program, chunk: int = 40) -> npt.NDArray[np.float32]:
+    """Logits of all TOKENS, computed in chunks of rows: (40, vocab)."""
+    rows = [Row(token, 0, position, True) for position, token in enumerate(TOKENS)]
+    parts = []
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        program.run(Batch.of(part))
+        parts.append(program.buffer("logits", len(part)).copy())
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("float_type", [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80])
+@pytest.mark.parametrize("buffer_type", [BufferType.F32, BufferType.Q80])
+@pytest.mark.parametrize("kernels", _native.kernel_names())
+def test_logits_agree_with_the_oracle(
+    tmp_path: Path, kernels: str, buffer_type: BufferType, float_type: FloatType
+) -> None:
+    path = tmp_path / "model.m"
+    scaling = RopeScaling(8.0, 1.0, 4.0, 16)
+    write_random_m(path, **SHAPE, weight_type=float_type, rope_scaling=scaling, seed=1)
+    source = MFile(path)
+    graph = build_llama(source.spec, source.tensors, options(buffer_type))
+    found = logits(CpuDevice(1, kernels).compile(graph, source))
+    wanted = logits(NumpyDevice().compile(graph, source))
+    source.close()
+    quantized_rows = buffer_type is BufferType.Q80 and float_type.is_quantized
+    # Where rows are quantized, a value near a half moves a whole quant, and later layers see it.
+    tolerance = 0.05 if quantized_rows else 2e-3
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+    assert np.sqrt(np.mean((found - wanted) ** 2)) <= tolerance / 5 * np.sqrt(np.mean(wanted**2))
+
+
+@pytest.mark.parametrize("buffer_type", [BufferType.F32, BufferType.Q80])
+def test_every_division_of_a_prompt_into_chunks_gives_the_same_bits(
+    source: ModelSource, buffer_type: BufferType
+) -> None:
+    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options(buffer_type)), source)
+    at_once = logits(program)
+    for chunk in (1, 3, 16, 17):
+        assert np.array_equal(logits(program, chunk), at_once), f"chunks of {chunk}"
+
+
+def test_every_thread_count_gives_the_same_bits(source: ModelSource) -> None:
+    graph = build_llama(source.spec, source.tensors, options())
+    results = [logits(CpuDevice(n).compile(graph, source)) for n in range(1, min(available_threads(), 8) + 1)]
+    assert all(np.array_equal(results[0], other) for other in results)
+
+
+def test_instruction_sets_with_fused_multiply_add_give_the_same_bits(source: ModelSource) -> None:
+    fused = [name for name in _native.kernel_names() if name != "plain"]
+    if len(fused) < 2:
+        pytest.skip(f"this processor runs only {', '.join(_native.kernel_names())}")
+    graph = build_llama(source.spec, source.tensors, options())
+    results = [logits(CpuDevice(1, name).compile(graph, source)) for name in fused]
+    assert all(np.array_equal(results[0], other) for other in results)
+
+
+def test_two_users_in_one_step_get_what_each_gets_alone(source: ModelSource) -> None:
+    graph = build_llama(source.spec, source.tensors, replace(options(), n_slots=2))
+    program = CpuDevice(1).compile(graph, source)
+
+    def final(rows: list[Row]) -> npt.NDArray[np.float32]:
+        program.run(Batch.of(rows))
+        return program.buffer("logits", sum(row.wants_logits for row in rows)).copy()
+
+    first = [Row(token, 0, p, p == 11) for p, token in enumerate(TOKENS[:12])]
+    second = [Row(token, 1, p, p == 6) for p, token in enumerate(TOKENS[20:27])]
+    alone = [final(first), final(second)]
+    assert np.array_equal(final(first + second), np.concatenate(alone))
+
+
+def test_only_rows_that_want_logits_get_them(source: ModelSource) -> None:
+    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    everywhere = logits(program)
+    program.run(Batch.of([Row(token, 0, p, p in (3, 39)) for p, token in enumerate(TOKENS)]))
+    assert np.array_equal(program.buffer("logits", 2), everywhere[[3, 39]])
+    program.run(Batch.of([Row(TOKENS[0], 0, 0)]))  # a step that wants none
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (Row(128, 0, 0), "token 128"),
+        (Row(-1, 0, 0), "token -1"),
+        (Row(0, 1, 0), "slot 1"),
+        (Row(0, 0, 48), "position 48"),
+        (Row(0, 0, 0, True, 0.0), "temperature"),
+    ],
+)
+def test_rows_outside_the_graph_are_refused(source: ModelSource, row: Row, message: str) -> None:
+    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    with pytest.raises(DllamaError, match=message):
+        program.run(Batch.of([row]))
+    with pytest.raises(DllamaError, match="1 to 40 rows"):
+        program.run(Batch.of([Row(0, 0, 0)] * 41))
+    with pytest.raises(DllamaError, match="1 to 40 rows"):
+        program.run(Batch.of([]))
+
+
+def test_device_names_its_kernels_and_refuses_what_it_lacks() -> None:
+    assert "plain" in CpuDevice(1, "plain").name
+    with pytest.raises(DllamaError, match="no 'mmx' kernels"):
+        CpuDevice(1, "mmx")
+    for n_threads in (0, -3, available_threads() + 1):
+        with pytest.raises(DllamaError, match="--nthreads"):
+            CpuDevice(n_threads)
+
+
+def test_a_missing_or_different_tensor_is_a_sentence(source: ModelSource, tmp_path: Path) -> None:
+    graph = build_llama(source.spec, source.tensors, options())
+    path = tmp_path / "other.m"
+    write_random_m(path, **{**SHAPE, "dim": 64}, weight_type=FloatType.Q40, seed=3)
+    other = MFile(path)
+    with pytest.raises(DllamaError, match=r"other\.m"):
+        CpuDevice(1).compile(graph, other)
+    other.close()
+
+
+def test_progress_ends_at_the_whole(source: ModelSource) -> None:
+    calls: list[tuple[int, int]] = []
+    graph = build_llama(source.spec, source.tensors, options())
+    CpuDevice(1).compile(graph, source, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (graph.weight_bytes(), graph.weight_bytes())
+    assert calls == sorted(calls)
