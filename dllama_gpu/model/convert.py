@@ -46,12 +46,12 @@ def convert_gguf_to_m(
             for rows in row_chunks(target.n_rows, target.n_columns, _PIECE_ELEMENTS):
                 piece = blocks[rows]
                 if found.float_type is not target.float_type:
+                    values = dequantize(piece, found.float_type)
                     try:
-                        piece = quantize(dequantize(piece, found.float_type), target.float_type, method)
+                        piece = quantize(values, target.float_type, method)
                     except DllamaError as error:
-                        raise DllamaError(
-                            f"{source.path}: tensor {source_name}, rows from {rows.start}: {error}"
-                        ) from error
+                        place = f"{source.path}: the tensor {source_name}, from row {rows.start} on"
+                        raise DllamaError(f"{place}: {error}; the file is damaged") from error
                 writer.write(name, piece)
                 done += piece.nbytes
                 if progress is not None:

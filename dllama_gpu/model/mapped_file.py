@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ class MappedFile:
         if path.is_dir():
             raise DllamaError(f"{path} is a folder; give the path of a model file (.gguf or .m)")
         try:
+            if path.exists() and not path.is_file():
+                raise DllamaError(f"{path} is a device or pipe; give the path of a model file (.gguf or .m)")
             with path.open("rb") as file:
-                self.size = path.stat().st_size
+                self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
                     raise DllamaError(f"{path} is empty (0 bytes); the download or copy that made it failed, repeat it")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,7 +1,11 @@
 """Scale search for Q40: the scale of a block that loses least.
 
-The largest element alone is a poor guide to the scale: letting it clip a little, or giving it the positive end of the
-asymmetric range -8..7, often serves the other 31 elements better.
+The largest element alone is a poor guide to the scale: letting it clip a little often serves the other 31 elements
+better. The loss is a squared error in which each element counts with rms + |x|, rms being the root mean square of its
+block: large weights matter more to the output than their number says. ggml weighs so in its K-quants.
+
+Perplexity of SmolLM2-135M-Instruct (float32 arithmetic, 4088 predictions, 23.18 with the Q4_1 weights it comes from):
+absmax 30.89, search with the unweighted error 30.24, this search 29.19.
 """
 
 from __future__ import annotations
@@ -17,50 +21,51 @@ _TARGETS = tuple(np.float32(target) for target in (*np.arange(-9.5, -5.9, 0.25),
 
 
 def search_q40_scales(blocks: Floats, absmax_scales: Floats) -> Floats:
-    """Scales float32 [n_blocks] (each exactly a float16) that quantize blocks [n_blocks, 32] with little squared error.
+    """Scales float32 [n_blocks] (each exactly a float16) that quantize blocks [n_blocks, 32] with little loss.
 
     Per block the elements are quantized with each candidate scale around `absmax_scales` [n_blocks]; the quants q
-    fix the least squares scale sum(x*q) / sum(q*q), whose error is sum(x*x) - sum(x*q)^2 / sum(q*q). The best of them,
-    rounded to float16, is compared with the absmax scale by the error of the numbers really stored; the better one is
-    returned, so the result is never worse than absmax.
+    and the weights w fix the least squares scale sum(w*x*q) / sum(w*q*q), which reduces the loss from sum(w*x*x) by
+    sum(w*x*q)^2 / sum(w*q*q). The best of them, rounded to float16, is compared with the absmax scale by the loss of
+    the numbers really stored; the better one is returned, so the loss is never above that of absmax.
     """
     elements = np.ascontiguousarray(blocks.T)  # [32, n_blocks]: the sums over a block run along the outer axis
-    extremes = absmax_scales * np.float32(-8)
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse_extremes = np.float32(1) / extremes
-    inverse_extremes[~np.isfinite(inverse_extremes)] = 0
+    weights = np.abs(elements) + np.sqrt(np.mean(np.square(elements), axis=0))
+    inverse_extremes = reciprocal(absmax_scales * np.float32(-8))
     best_gain = np.zeros_like(absmax_scales)
     best_scales = absmax_scales.copy()
     quants = np.empty_like(elements)
+    weighted = np.empty_like(elements)
     for target in _TARGETS:
         np.multiply(elements, inverse_extremes * target, out=quants)
         np.rint(quants, out=quants)
         np.clip(quants, -8, 7, out=quants)
-        dots = np.einsum("ij,ij->j", elements, quants)
-        norms = np.einsum("ij,ij->j", quants, quants)
-        scales = dots / np.maximum(norms, np.float32(1))  # all quants 0: dots is 0 too
+        np.multiply(quants, weights, out=weighted)
+        dots = np.einsum("ij,ij->j", weighted, elements)
+        norms = np.einsum("ij,ij->j", weighted, quants)
+        scales = dots * reciprocal(norms)
         gain = dots * scales
         better = gain > best_gain
         best_gain[better] = gain[better]
         best_scales[better] = scales[better]
-    candidates = [_as_half(best_scales), _as_half(absmax_scales)]
-    searched_error, absmax_error = (_squared_error(elements, scales, quants) for scales in candidates)
-    return np.where(searched_error < absmax_error, *candidates)
+    searched, absmax = _as_half(best_scales), _as_half(absmax_scales)
+    better = q40_loss(elements, weights, searched) < q40_loss(elements, weights, absmax)
+    return np.where(better, searched, absmax)
+
+
+def q40_loss(elements: Floats, weights: Floats, scales: Floats) -> Floats:
+    """Weighted squared error [n_blocks] of elements [32, n_blocks] when quantized with `scales` [n_blocks]."""
+    errors = np.clip(np.rint(elements * reciprocal(scales)), -8, 7) * scales - elements
+    loss: Floats = np.einsum("ij,ij,ij->j", weights, errors, errors)
+    return loss
 
 
 def _as_half(scales: Floats) -> Floats:
-    return scales.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):  # too large a scale is reported by `quantize`
+        return scales.astype(np.float16).astype(np.float32)
 
 
-def _squared_error(elements: Floats, scales: Floats, scratch: Floats) -> Floats:
-    """Squared error [n_blocks] of elements [32, n_blocks] when quantized with `scales`."""
+def reciprocal(values: Floats) -> Floats:
+    """1 / value, and 0 where that is no finite number: what it would multiply vanishes in a float16 scale anyway."""
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / scales
-    inverse[~np.isfinite(inverse)] = 0
-    np.multiply(elements, inverse, out=scratch)
-    np.rint(scratch, out=scratch)
-    np.clip(scratch, -8, 7, out=scratch)
-    scratch *= scales
-    scratch -= elements
-    errors: Floats = np.einsum("ij,ij->j", scratch, scratch)
-    return errors
+        inverse = np.float32(1) / values
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))

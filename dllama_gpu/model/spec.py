@@ -28,7 +28,10 @@ class RopeStyle(Enum):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling. Source: Llama 3.1 reference code, `apply_scaling`."""
+    """Llama 3.1's frequency scaling. Source: Llama 3.1 reference code, `apply_scaling`.
+
+    With both frequency factors 1 and an original length of 0 every frequency is divided by `factor`: linear scaling.
+    """
 
     factor: float
     low_freq_factor: float

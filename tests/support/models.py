@@ -142,6 +142,7 @@ def write_random_gguf(
     ggml_type: gguf.GGMLQuantizationType,
     seed: int,
     head_dim: int | None = None,
+    norm_epsilon: float = 1e-5,
     rope_theta: float = 10000.0,
     tied_embeddings: bool = False,
 ) -> ModelSpec:
@@ -160,6 +161,7 @@ def write_random_gguf(
         vocab_size=vocab_size,
         max_seq_len=max_seq_len,
         weight_type=_STORED_AS.get(ggml_type, FloatType.Q80),
+        norm_epsilon=norm_epsilon,
         rope_theta=rope_theta,
         tied_embeddings=tied_embeddings,
     )
