@@ -110,8 +110,8 @@ void attention_chunk(const AttentionArgs& args, const float* queries, int n_quer
 void attention_merge(AttentionPartial& into, const AttentionPartial& later, int padded_head_dim) {
   if (later.sum == 0) return;
   const float maximum = into.maximum > later.maximum ? into.maximum : later.maximum;
-  const float keep = into.sum == 0 ? 0.0f : std::exp(into.maximum - maximum);
-  const float gain = std::exp(later.maximum - maximum);
+  const float keep = into.sum == 0 ? 0.0f : exp_of(into.maximum - maximum);
+  const float gain = exp_of(later.maximum - maximum);
   for (int i = 0; i < padded_head_dim; i += 16) {
     const F32x16 kept = mul(load(into.out + i), set1(keep));
     store(into.out + i, fma(load(later.out + i), set1(gain), kept));

@@ -62,7 +62,7 @@ int top_candidates(const float* values, int n, int first_id, int k, float scale,
   int i = 0;
   for (; i + 16 <= n; i += 16) sums = add(sums, exp(mul(sub(load(values + i), set1(*maximum)), set1(scale))));
   float total = reduce_add(sums);
-  for (; i < n; i++) total += std::exp((values[i] - *maximum) * scale);
+  for (; i < n; i++) total += exp_of((values[i] - *maximum) * scale);
   *exp_sum = total;
   return heap.size;
 }

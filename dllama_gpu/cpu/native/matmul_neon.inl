@@ -25,7 +25,7 @@ inline ColumnPair<R> load_pair(const uint8_t* chunks) {
 
 template <bool kHasMinimum>
 struct NibbleFormat {
-  static constexpr size_t kBlockBytes = 256;
+  static constexpr PairLayout kPair = kHasMinimum ? dllama::kQ41Pair : dllama::kQ40Pair;
   static constexpr bool has_minimum = kHasMinimum;
   static constexpr bool is_byte = false;
 
@@ -55,7 +55,7 @@ struct NibbleFormat {
 };
 
 struct ByteFormat {
-  static constexpr size_t kBlockBytes = 512;
+  static constexpr PairLayout kPair = dllama::kQ80Pair;
   static constexpr bool has_minimum = false;
   static constexpr bool is_byte = true;
 
@@ -220,16 +220,15 @@ template <class Format, class Tile>
 inline void sum_blocks(const MatmulArgs& args, const uint8_t* group, size_t first, int height, F32x16* sums,
                        int first_quarter) {
   const Q80Rows& x = args.x_q80;
-  const auto* scales = reinterpret_cast<const uint16_t*>(group + args.weight.scale_offset) + 4 * first_quarter;
-  const auto* minima = reinterpret_cast<const uint16_t*>(group + args.weight.minimum_offset) + 4 * first_quarter;
-  const uint8_t* block = group + 16 * first_quarter;
-  const int n_blocks = x.n_blocks();
+  const int n_blocks = x.width / kBlock;
   Tile tile;
   for (int b = 0; b < n_blocks; b++) {
     const size_t index = first + static_cast<size_t>(b) * height;
     tile.begin(x, index);
-    Format::multiply(block + b * Format::kBlockBytes, tile);
-    tile.finish(x, index, scales + kGroupRows * b, minima + kGroupRows * b);
+    Format::multiply(group + quants_at(Format::kPair, b) + 16 * first_quarter, tile);
+    const auto* scales = reinterpret_cast<const uint16_t*>(group + scales_at(Format::kPair, b)) + 4 * first_quarter;
+    const auto* minima = reinterpret_cast<const uint16_t*>(group + minima_at(Format::kPair, b)) + 4 * first_quarter;
+    tile.finish(x, index, scales, minima);
   }
   tile.result(sums, first_quarter);
 }

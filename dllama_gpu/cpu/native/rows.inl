@@ -19,6 +19,13 @@ inline F32x16 exp(F32x16 x) {
   return scale_by_power_of_2(p, n);
 }
 
+// The C library's exponential differs from system to system in the last bit; nodes of a cluster must not.
+inline float exp_of(float x) {
+  float lanes[16];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
 inline F32x16 load_up_to_16(const float* p, int n) {
   if (n >= 16) return load(p);
   float lanes[16] = {};
@@ -46,7 +53,7 @@ inline void quantize_block(F32x16 lo, F32x16 hi, const Q80Rows& out, size_t inde
   // Blocks too small for an f16 scale are zero, as is a block of zeros.
   const F32x16 divisor = set1(scale);
   int sum = 0;
-  if (scale > 0) {
+  if (rounded[0] > 0) {
     sum = store_i8(out.quants + index * kBlock, div(lo, divisor));
     sum += store_i8(out.quants + index * kBlock + 16, div(hi, divisor));
   } else {
