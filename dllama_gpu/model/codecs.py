@@ -61,7 +61,8 @@ def dequantize(raw: Bytes, float_type: FloatType) -> Floats:
     decode = _DECODERS[float_type]
     for rows in row_chunks(n_rows, n_columns):
         chunk = np.ascontiguousarray(raw[rows])
-        values[rows] = decode(chunk.reshape(-1, float_type.block_bytes)).reshape(len(chunk), n_columns)
+        with np.errstate(invalid="ignore"):  # a damaged scale may be infinite, and 0 times that is no number
+            values[rows] = decode(chunk.reshape(-1, float_type.block_bytes)).reshape(len(chunk), n_columns)
     return values
 
 

@@ -27,6 +27,7 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _LARGEST_ALIGNMENT = 1 << 20
 _MAX_DIMS = 4
+_LONGEST_NAME = 256
 _SMALLEST_FIELD = 13  # bytes: key length, type and a one-byte value
 _SMALLEST_TENSOR = 24  # bytes: name length, number of dimensions, type and offset
 
@@ -87,7 +88,7 @@ def read_gguf_header(file: MappedFile) -> GgufHeader:
     n_fields = reader.count("the number of metadata fields", _SMALLEST_FIELD)
     metadata: dict[str, MetadataValue] = {}
     for _ in range(n_fields):
-        key = reader.string("a metadata key")
+        key = reader.name("a metadata key")
         if key in metadata:
             reader.fail(f"the metadata field {key} comes twice")
         metadata[key] = reader.value(f"the metadata field {key}")
@@ -163,6 +164,13 @@ class _Reader:
         start = self._advance(length, what)
         return self._decode(self._buffer[start : start + length], what)
 
+    def name(self, what: str) -> str:
+        """A string that will stand in messages: of one printable line."""
+        name = self.string(what)
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            self.fail(f"{what} is {name[:40]!r}, which is too long or not printable")
+        return name
+
     def value(self, what: str) -> MetadataValue:
         """A metadata value with its type before it."""
         value_type = self._value_type(what)
@@ -181,7 +189,7 @@ class _Reader:
 
     def tensor_entry(self) -> GgufTensor:
         """One entry of the tensor table; its offset still counts from the start of the weights."""
-        name = self.string("a tensor's name")
+        name = self.name("a tensor's name")
         what = f"the tensor {name}"
         n_dims = self.integer("<I", what)
         if not 1 <= n_dims <= _MAX_DIMS:

@@ -125,6 +125,16 @@ def test_a_damaged_tensor_is_named_and_no_file_is_left(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]
 
 
+def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
+    _gguf(tmp_path / "in.gguf", "Q8_0").close()
+    tensor = next(t for t in gguf.GGUFReader(tmp_path / "in.gguf").tensors if t.name == "blk.0.attn_k.weight")
+    with (tmp_path / "in.gguf").open("r+b") as file:
+        file.seek(tensor.data_offset + 34 * 2 * 5)  # rows of 64 are two blocks of 34 bytes
+        file.write(np.float16(np.inf).tobytes() + bytes([0]))
+    with pytest.raises(DllamaError, match=r"the tensor layers\.0\.k, from row 0 on: row 5 holds nan at column 0"):
+        convert_gguf_to_m(GgufFile(tmp_path / "in.gguf"), tmp_path / "out.m", FloatType.Q40)
+
+
 def test_default_model_in_plain_q40_has_its_shape(smollm2_q40_m: Path, smollm2_gguf: Path) -> None:
     result, source = MFile(smollm2_q40_m), GgufFile(smollm2_gguf)
     assert result.spec == replace(source.spec, weight_type=FloatType.Q40, tied_embeddings=False)

@@ -73,6 +73,8 @@ def _open_fails(path: Path, data: bytes, message: str) -> None:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40), "the number of metadata fields is 1099511627776, more than"),
         (_file(struct.pack("<Q", 2**64 - 1) + bytes(20)), "the length of a metadata key is 18446744073709551615"),
         (_file(struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<II", 4, 0)), r"a metadata key is not UTF-8"),
+        (_file(_text("bell\a") + struct.pack("<II", 4, 0)), r"a metadata key is 'bell\\x07', which is too long or not"),
+        (_with_tensors(_tensor("x" * 300, [4])), "a tensor's name is 'xxxxxxxx"),
         (_file(_text("key") + struct.pack("<II", 13, 0)), "the metadata field key has the unknown type 13"),
         (_file(_text("key") + struct.pack("<IIQ", 9, 4, 2**60)), "the length of the metadata field key is 1152921504"),
         (_file(_text("key") + struct.pack("<IIQ", 9, 8, 2**60)), "the length of the metadata field key is 1152921504"),

@@ -270,6 +270,7 @@ class _FullDisk(io.BytesIO):
 def test_writer_reports_a_full_disk_and_removes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_the_disk() -> None:
         with MFileWriter(tmp_path / "model.m", LLAMA) as writer:
+            writer._file.close()
             monkeypatch.setattr(writer, "_file", _FullDisk())
             writer.write("embedding", np.zeros((40, 256), np.uint8))
 
