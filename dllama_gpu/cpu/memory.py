@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dllama_gpu.errors import DllamaError
 
 _HUGE_PAGE = 2 << 20
+_CACHE_LINE = 64
 
 
 def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
@@ -30,3 +31,26 @@ def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)
+
+
+class Arena:
+    """One piece of zeroed memory handed out in cache-line-aligned slices.
+
+    Many small mappings would each be too small for huge pages, and a step reads all of them.
+    """
+
+    def __init__(self, n_bytes: int, what: str) -> None:
+        self._memory = zeroed(n_bytes, what)
+        self._used = 0
+
+    @staticmethod
+    def padded(n_bytes: int) -> int:
+        """Bytes that a slice of `n_bytes` takes."""
+        return (n_bytes + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
+
+    def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """The next `n_bytes`; the sizes taken, padded, must not exceed what the arena was made with."""
+        start, self._used = self._used, self._used + self.padded(n_bytes)
+        if self._used > len(self._memory):
+            raise ValueError(f"an arena of {len(self._memory)} bytes has no room for {n_bytes} more")
+        return self._memory[start : start + n_bytes]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.cpu import _native
-from dllama_gpu.cpu.memory import zeroed
+from dllama_gpu.cpu.memory import Arena, zeroed
 from dllama_gpu.cpu.weights import LoadedWeights
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch
@@ -98,9 +98,10 @@ class CpuProgram:
 
     def _add_caches(self) -> None:
         n_slots, seq_len = self._graph.n_slots, _round_up(self._graph.seq_len)
-        for cache in self._graph.caches:
-            size = 2 * n_slots * cache.n_kv_heads * seq_len * _round_up(cache.head_dim)
-            keys, values = (zeroed(size, "the KV cache").view(np.uint16) for _ in range(2))
+        sizes = [2 * n_slots * c.n_kv_heads * seq_len * _round_up(c.head_dim) for c in self._graph.caches]
+        arena = Arena(2 * sum(map(Arena.padded, sizes)), "the KV cache")
+        for cache, size in zip(self._graph.caches, sizes, strict=True):
+            keys, values = (arena.take(size).view(np.uint16) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
             self._caches[cache.name] = _native.KvCache(keys, values, n_slots, cache.n_kv_heads, seq_len, cache.head_dim)
 

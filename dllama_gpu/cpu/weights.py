@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.cpu import _native
-from dllama_gpu.cpu.memory import zeroed
+from dllama_gpu.cpu.memory import Arena
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import LoadProgress
 from dllama_gpu.graph.graph import Embed, GatedMatmul, Graph, Matmul, RmsNorm, TensorSlice, Weight
@@ -49,12 +49,14 @@ def load_weights(
     packed, looked_up, norms = _uses(graph)
     loaded = LoadedWeights()
     total = sum(_stored_bytes(weight) for weight in graph.weights)
+    sizes = [_packed_bytes(weight) for weight in graph.weights if weight.name in packed]
+    arena = Arena(sum(map(Arena.padded, sizes)), "the model's weights")
     done = 0
     for weight in graph.weights:
         if weight.name in norms:
             loaded.vectors[weight.name] = _vector(weight, source)
         if weight.name in packed:
-            _pack(weight, source, pool, loaded)
+            _pack(weight, source, pool, loaded, arena.take(_packed_bytes(weight)))
         if weight.name in looked_up:
             loaded.rows[weight.name] = _row_source(weight, source, loaded)
         done += _stored_bytes(weight)
@@ -84,10 +86,18 @@ def _stored_bytes(weight: Weight) -> int:
     return weight.n_rows * weight.float_type.row_bytes(weight.n_columns)
 
 
-def _pack(weight: Weight, source: ModelSource, pool: _native.ThreadPool, loaded: LoadedWeights) -> None:
+def _packed_bytes(weight: Weight) -> int:
+    return _native.packed_bytes(_TYPES[weight.float_type], weight.n_rows, weight.n_columns)
+
+
+def _pack(
+    weight: Weight,
+    source: ModelSource,
+    pool: _native.ThreadPool,
+    loaded: LoadedWeights,
+    memory: npt.NDArray[np.uint8],
+) -> None:
     type = _TYPES[weight.float_type]
-    size = _native.packed_bytes(type, weight.n_rows, weight.n_columns)
-    memory = zeroed(size, f"the weight {weight.name}")
     first_row = 0
     for part in weight.parts:
         rows = _read(part, weight, source)
@@ -95,7 +105,7 @@ def _pack(weight: Weight, source: ModelSource, pool: _native.ThreadPool, loaded:
         source.release(part.tensor)
         first_row += part.row_end - part.row_begin
     loaded.arrays.append(memory)
-    loaded.packed_bytes += size
+    loaded.packed_bytes += len(memory)
     loaded.packed[weight.name] = _native.PackedWeight(memory, type, weight.n_rows, weight.n_columns)
 
 

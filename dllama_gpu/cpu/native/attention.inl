@@ -3,39 +3,56 @@
 
 namespace {
 
-// scores[q][0..end) = queries[q] . k for positions begin..begin+end of one KV head, 16 positions at a time.
-template <int Q>
-inline void score_queries(const AttentionArgs& args, const float* queries, int begin, int n_positions, float* scores) {
+// scores[q][p] = queries[q] . key of position begin + p, for B blocks of 16 positions from p. The chains of additions
+// of Q * B vectors run side by side, which hides their latency.
+template <int Q, int B>
+inline void score_blocks(const AttentionArgs& args, const float* queries, int begin, int p, float* scores) {
   const int width = args.padded_head_dim;
-  for (int p = 0; p < n_positions; p += 16) {
-    const uint16_t* keys = args.k + static_cast<size_t>((begin + p) / 16) * width * 16;
-    F32x16 sums[Q];
+  const uint16_t* keys = args.k + static_cast<size_t>((begin + p) / 16) * width * 16;
+  F32x16 sums[B][Q];
+  DLLAMA_UNROLL
+  for (int b = 0; b < B; b++) {
     DLLAMA_UNROLL
-    for (int q = 0; q < Q; q++) sums[q] = set1(0);
-    for (int d = 0; d < width; d++) {
-      const F32x16 key = load_f16(keys + d * 16);
+    for (int q = 0; q < Q; q++) sums[b][q] = set1(0);
+  }
+  for (int d = 0; d < width; d++) {
+    F32x16 key[B];
+    DLLAMA_UNROLL
+    for (int b = 0; b < B; b++) key[b] = load_f16(keys + (static_cast<size_t>(b) * width + d) * 16);
+    DLLAMA_UNROLL
+    for (int q = 0; q < Q; q++) {
+      const F32x16 query = set1(queries[q * width + d]);
       DLLAMA_UNROLL
-      for (int q = 0; q < Q; q++) sums[q] = fma(set1(queries[q * width + d]), key, sums[q]);
+      for (int b = 0; b < B; b++) sums[b][q] = fma(query, key[b], sums[b][q]);
     }
+  }
+  DLLAMA_UNROLL
+  for (int b = 0; b < B; b++) {
     DLLAMA_UNROLL
-    for (int q = 0; q < Q; q++) store(scores + q * kAttentionChunk + p, sums[q]);
+    for (int q = 0; q < Q; q++) store(scores + q * kAttentionChunk + p + 16 * b, sums[b][q]);
   }
 }
 
-// Turns n scores into exp(score - maximum), zero up to the next `n_padded`.
+template <int Q>
+inline void score_queries(const AttentionArgs& args, const float* queries, int begin, int n_positions, float* scores) {
+  int p = 0;
+  for (; p + 16 * (kKeyBlocks - 1) < n_positions; p += 16 * kKeyBlocks)
+    score_blocks<Q, kKeyBlocks>(args, queries, begin, p, scores);
+  for (; p < n_positions; p += 16) score_blocks<Q, 1>(args, queries, begin, p, scores);
+}
+
+// Turns n scores into exp(score - maximum), zero up to the next `n_padded`, a multiple of 16.
 inline void soften(float* scores, int n, int n_padded, AttentionPartial& partial) {
-  float highest = scores[0];
-  for (int i = 1; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
-  for (int i = n; i < n_padded; i++) scores[i] = highest;
+  for (int i = n; i < n_padded; i++) scores[i] = scores[0];
+  F32x16 highest = load(scores);
+  for (int i = 16; i < n; i += 16) highest = max(highest, load(scores + i));
+  partial.maximum = reduce_max(highest);
   F32x16 sums = set1(0);
-  for (int i = 0; i < n; i += 16) {
-    store(scores + i, exp(sub(load(scores + i), set1(highest))));
-    const int rest = n - i;
-    for (int j = rest < 0 ? 0 : rest; j < 16; j++) scores[i + j] = 0;
+  for (int i = 0; i < n_padded; i += 16) {
+    store(scores + i, exp(sub(load(scores + i), set1(partial.maximum))));
+    for (int j = i > n ? i : n; j < i + 16; j++) scores[j] = 0;
     sums = add(sums, load(scores + i));
   }
-  for (int i = n; i < n_padded; i++) scores[i] = 0;
-  partial.maximum = highest;
   partial.sum = reduce_add(sums);
 }
 

@@ -9,7 +9,8 @@ namespace dllama {
 
 namespace {
 
-constexpr int kStretch = 4096;  // logits one unit looks through
+// Logits one unit looks through: long, because a heap is refilled at the start of each.
+constexpr int kStretch = 16384;
 
 }  // namespace
 

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kMaxTokens = 16;    // activation rows a matmul keeps in registers
 constexpr int kValueVectors = 4;  // columns of values, in vectors, that attention keeps in registers
+constexpr int kKeyBlocks = 4;     // blocks of 16 keys that attention keeps in registers
 
 struct F32x16 {
   __m512 v;

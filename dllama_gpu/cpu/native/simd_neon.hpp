@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kMaxTokens = 4;     // activation rows a matmul keeps in registers
 constexpr int kValueVectors = 1;  // columns of values, in vectors, that attention keeps in registers
+constexpr int kKeyBlocks = 1;     // blocks of 16 keys that attention keeps in registers
 
 struct F32x16 {
   float32x4_t q[4];
