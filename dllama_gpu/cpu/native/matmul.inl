@@ -2,10 +2,12 @@
 
 namespace {
 
+#ifndef DLLAMA_UNROLL
 #if defined(__GNUC__) || defined(__clang__)
 #define DLLAMA_UNROLL _Pragma("GCC unroll 16")
 #else
 #define DLLAMA_UNROLL
+#endif
 #endif
 
 inline F32x16 load_halves(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
@@ -29,63 +31,98 @@ inline void store_outputs(float* out, F32x16 values, int n_valid) {
 
 namespace {
 
-// A format says how one block (32 columns of 16 rows) turns into eight vectors of bytes that meet activations
-// 4c..4c+3, which dot product takes them, and what is added once a block.
+// A format says how one block (32 columns of 16 rows) turns into eight vectors of bytes, which of them meet activations
+// 4c..4c+3, and which dot product takes them.
 
 template <bool kHasMinimum>
 struct NibbleFormat {
   using Dot = NibbleDot;
   static constexpr PairLayout kPair = kHasMinimum ? dllama::kQ41Pair : dllama::kQ40Pair;
-  Bytes bytes[8];
-
-  explicit NibbleFormat(const uint8_t* block) {
-    DLLAMA_UNROLL
-    for (int c = 0; c < 4; c++) {
-      const Bytes packed = load_bytes(block + 64 * c);
-      bytes[c] = low_nibbles(packed);
-      bytes[4 + c] = high_nibbles(packed);
-    }
-  }
-  static int32_t start(const Q80Rows& x, size_t index) { return kHasMinimum ? 0 : x.sums_times_minus8[index]; }
   static constexpr bool has_minimum = kHasMinimum;
+  static constexpr int kLoads = 4;
+
+  static int32_t start(const Q80Rows& x, size_t index) { return kHasMinimum ? 0 : x.sums_times_minus8[index]; }
+  static void expand(const uint8_t* block, int load, Bytes& low, Bytes& high) {
+    const Bytes packed = load_bytes(block + 64 * load);
+    low = low_nibbles(packed);
+    high = high_nibbles(packed);
+  }
+  // Activations that the two vectors of a load meet.
+  static constexpr int low_columns(int load) { return 4 * load; }
+  static constexpr int high_columns(int load) { return 16 + 4 * load; }
 };
 
 struct ByteFormat {
   using Dot = ByteDot;
   static constexpr PairLayout kPair = dllama::kQ80Pair;
-  Bytes bytes[8];
-
-  explicit ByteFormat(const uint8_t* block) {
-    DLLAMA_UNROLL
-    for (int c = 0; c < 8; c++) bytes[c] = ByteDot::prepare(load_bytes(block + 64 * c));
-  }
-  static int32_t start(const Q80Rows& x, size_t index) { return x.sums_times_minus8[index]; }
   static constexpr bool has_minimum = false;
+  static constexpr int kLoads = 4;
+
+  static int32_t start(const Q80Rows& x, size_t index) { return x.sums_times_minus8[index]; }
+  static void expand(const uint8_t* block, int load, Bytes& low, Bytes& high) {
+    low = ByteDot::prepare(load_bytes(block + 128 * load));
+    high = ByteDot::prepare(load_bytes(block + 128 * load + 64));
+  }
+  static constexpr int low_columns(int load) { return 8 * load; }
+  static constexpr int high_columns(int load) { return 8 * load + 4; }
 };
+
+// Adds a block's dot product with activation row `index` to its sums.
+template <class Format>
+inline F32x16 add_block(F32x16 sums, const typename Format::Dot& dot, const Q80Rows& x, size_t index, F32x16 scale,
+                        const uint8_t* minima) {
+  sums = fma(mul(dot.result(), set1(x.scales[index])), scale, sums);
+  return Format::has_minimum ? fma(set1(x.scaled_sums[index]), load_halves(minima), sums) : sums;
+}
 
 // One group of 16 weight rows against T activation rows of one tile. `first` is the q80_index of the first of them in
 // block 0, `height` the tile's.
 template <class Format, int T>
 inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first, int height, float* out, int n_valid) {
+  using Dot = typename Format::Dot;
   const Q80Rows& x = args.x_q80;
   const int n_blocks = x.width / kBlock;
   F32x16 sums[T];
   DLLAMA_UNROLL
   for (int t = 0; t < T; t++) sums[t] = set1(0);
   for (int b = 0; b < n_blocks; b++) {
-    const Format weights(group + quants_at(Format::kPair, b));
+    const uint8_t* block = group + quants_at(Format::kPair, b);
+    const uint8_t* minima = group + minima_at(Format::kPair, b);
     const F32x16 scale = load_halves(group + scales_at(Format::kPair, b));
-    const size_t block_index = first + static_cast<size_t>(b) * height;
-    DLLAMA_UNROLL
-    for (int t = 0; t < T; t++) {
-      const size_t index = block_index + t;
-      const int8_t* a = x.quants + index * kBlock;
-      typename Format::Dot dot(Format::start(x, index));
+    const size_t index = first + static_cast<size_t>(b) * height;
+    const int8_t* a = x.quants + index * kBlock;
+    if constexpr (T > 1 && kHoldsBlock) {
+      // The whole block stays in registers, and one activation row after the other passes it.
+      Bytes low[4], high[4];
       DLLAMA_UNROLL
-      for (int c = 0; c < 8; c++) dot.add(weights.bytes[c], a + 4 * c);
-      sums[t] = fma(mul(dot.result(), set1(x.scales[index])), scale, sums[t]);
-      if (Format::has_minimum)
-        sums[t] = fma(set1(x.scaled_sums[index]), load_halves(group + minima_at(Format::kPair, b)), sums[t]);
+      for (int i = 0; i < Format::kLoads; i++) Format::expand(block, i, low[i], high[i]);
+      DLLAMA_UNROLL
+      for (int t = 0; t < T; t++) {
+        Dot dot(Format::start(x, index + t));
+        DLLAMA_UNROLL
+        for (int i = 0; i < Format::kLoads; i++) {
+          dot.add(low[i], a + t * kBlock + Format::low_columns(i));
+          dot.add(high[i], a + t * kBlock + Format::high_columns(i));
+        }
+        sums[t] = add_block<Format>(sums[t], dot, x, index + t, scale, minima);
+      }
+    } else {
+      // All activation rows' dot products stay in registers, and one piece of the block after the other passes them.
+      Dot dots[T];
+      DLLAMA_UNROLL
+      for (int t = 0; t < T; t++) dots[t] = Dot(Format::start(x, index + t));
+      DLLAMA_UNROLL
+      for (int i = 0; i < Format::kLoads; i++) {
+        Bytes low, high;
+        Format::expand(block, i, low, high);
+        DLLAMA_UNROLL
+        for (int t = 0; t < T; t++) {
+          dots[t].add(low, a + t * kBlock + Format::low_columns(i));
+          dots[t].add(high, a + t * kBlock + Format::high_columns(i));
+        }
+      }
+      DLLAMA_UNROLL
+      for (int t = 0; t < T; t++) sums[t] = add_block<Format>(sums[t], dots[t], x, index + t, scale, minima);
     }
   }
   DLLAMA_UNROLL
@@ -194,36 +231,53 @@ struct ByteReader {
   }
 };
 
-// Two sums a row (even and odd columns) hide the latency of the multiply-add.
-template <class Reader, int T>
-inline int f32_tiles(const MatmulArgs& args, const uint8_t* group, int row, float* out, int n_valid) {
-  const int n_columns = args.weight.n_columns;
-  float expanded[kBlock * kGroupRows];
-  for (; row + T <= args.n_rows; row += T) {
-    const float* x = args.x_f32 + row * args.x_stride;
-    F32x16 even[T], odd[T];
+// Sums of one activation row over even and over odd columns: two, to hide the latency of the multiply-add.
+struct ColumnSums {
+  F32x16 even, odd;
+};
+
+// Adds n columns of 16 weight rows, w [n][16], to the sums of T activation rows.
+template <int T>
+inline void add_columns(const float* w, const float* x, size_t x_stride, int n, ColumnSums* sums) {
+  ColumnSums held[T];
+  DLLAMA_UNROLL
+  for (int t = 0; t < T; t++) held[t] = sums[t];
+  int k = 0;
+  for (; k + 2 <= n; k += 2) {
+    const F32x16 first = load(w + k * kGroupRows), second = load(w + (k + 1) * kGroupRows);
     DLLAMA_UNROLL
-    for (int t = 0; t < T; t++) even[t] = odd[t] = set1(0);
-    for (int column = 0; column < n_columns; column += kBlock) {
-      const int n = n_columns - column < kBlock ? n_columns - column : kBlock;
-      const float* w = Reader::read(args.weight, group, column, n, expanded);
-      int k = 0;
-      for (; k + 2 <= n; k += 2) {
-        const F32x16 first = load(w + k * kGroupRows), second = load(w + (k + 1) * kGroupRows);
-        DLLAMA_UNROLL
-        for (int t = 0; t < T; t++) {
-          even[t] = fma(set1(x[t * args.x_stride + column + k]), first, even[t]);
-          odd[t] = fma(set1(x[t * args.x_stride + column + k + 1]), second, odd[t]);
-        }
-      }
-      if (k < n) {
-        const F32x16 last = load(w + k * kGroupRows);
-        for (int t = 0; t < T; t++) even[t] = fma(set1(x[t * args.x_stride + column + k]), last, even[t]);
-      }
+    for (int t = 0; t < T; t++) {
+      held[t].even = fma(set1(x[t * x_stride + k]), first, held[t].even);
+      held[t].odd = fma(set1(x[t * x_stride + k + 1]), second, held[t].odd);
     }
-    for (int t = 0; t < T; t++) store_outputs(out + (row + t) * args.out_stride, add(even[t], odd[t]), n_valid);
   }
-  return row;
+  if (k < n) {
+    const F32x16 last = load(w + k * kGroupRows);
+    DLLAMA_UNROLL
+    for (int t = 0; t < T; t++) held[t].even = fma(set1(x[t * x_stride + k]), last, held[t].even);
+  }
+  DLLAMA_UNROLL
+  for (int t = 0; t < T; t++) sums[t] = held[t];
+}
+
+// One group of 16 weight rows against a tile of up to kHeight activation rows; each stretch of weights is expanded once.
+template <class Reader, int kHeight>
+inline void f32_tile(const MatmulArgs& args, const uint8_t* group, int tile, float* out, int n_valid) {
+  const int height = kHeight == 1 ? 1 : tile_height(tile, args.n_rows), n_columns = args.weight.n_columns;
+  const float* x = args.x_f32 + tile * args.x_stride;
+  float expanded[kBlock * kGroupRows];
+  ColumnSums sums[kHeight];
+  for (int t = 0; t < height; t++) sums[t] = {set1(0), set1(0)};
+  for (int column = 0; column < n_columns; column += kBlock) {
+    const int n = n_columns - column < kBlock ? n_columns - column : kBlock;
+    const float* w = Reader::read(args.weight, group, column, n, expanded);
+    int t = 0;
+    for (; t + kF32Tokens <= height; t += kF32Tokens)
+      add_columns<kF32Tokens>(w, x + t * args.x_stride + column, args.x_stride, n, sums + t);
+    for (; t < height; t++) add_columns<1>(w, x + t * args.x_stride + column, args.x_stride, n, sums + t);
+  }
+  for (int t = 0; t < height; t++)
+    store_outputs(out + (tile + t) * args.out_stride, add(sums[t].even, sums[t].odd), n_valid);
 }
 
 template <class Reader>
@@ -232,10 +286,12 @@ void matmul_f32(const MatmulArgs& args, int group_begin, int group_end) {
     const uint8_t* group = args.weight.data + g * args.weight.group_bytes;
     float* out = args.out + static_cast<size_t>(g) * kGroupRows;
     const int n_valid = args.weight.n_rows - g * kGroupRows;
-    int row = 0;
-    if (kMaxTokens >= 16) row = f32_tiles<Reader, 8>(args, group, row, out, n_valid);
-    row = f32_tiles<Reader, 4>(args, group, row, out, n_valid);
-    f32_tiles<Reader, 1>(args, group, row, out, n_valid);
+    if (args.n_rows == 1) {
+      f32_tile<Reader, 1>(args, group, 0, out, n_valid);
+      continue;
+    }
+    for (int tile = 0; tile < args.n_rows; tile += kTileRows)
+      f32_tile<Reader, kTileRows>(args, group, tile, out, n_valid);
   }
 }
 

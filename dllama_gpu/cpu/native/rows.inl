@@ -43,7 +43,8 @@ inline void store_up_to_16(float* p, F32x16 a, int n) {
   for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
 
-// 32 values -> one Q80 block: scale = max|x| / 127 rounded to f16, quant = round(x / unrounded scale).
+// 32 values -> one Q80 block: scale = max|x| / 127 rounded to f16, quant = round(x times the reciprocal of the
+// unrounded scale), as the codec in model/codecs.py.
 inline void quantize_block(F32x16 lo, F32x16 hi, const Q80Rows& out, size_t index) {
   const float scale = reduce_max(max(abs(lo), abs(hi))) / 127.0f;
   uint16_t halves[16];
@@ -51,11 +52,11 @@ inline void quantize_block(F32x16 lo, F32x16 hi, const Q80Rows& out, size_t inde
   store_f16(halves, set1(scale));
   store(rounded, load_f16(halves));
   // Blocks too small for an f16 scale are zero, as is a block of zeros.
-  const F32x16 divisor = set1(scale);
+  const F32x16 reciprocal = set1(1.0f / scale);
   int sum = 0;
   if (rounded[0] > 0) {
-    sum = store_i8(out.quants + index * kBlock, div(lo, divisor));
-    sum += store_i8(out.quants + index * kBlock + 16, div(hi, divisor));
+    sum = store_i8(out.quants + index * kBlock, mul(lo, reciprocal));
+    sum += store_i8(out.quants + index * kBlock + 16, mul(hi, reciprocal));
   } else {
     for (int i = 0; i < kBlock; i++) out.quants[index * kBlock + i] = 0;
   }

@@ -9,7 +9,9 @@
 
 namespace {
 
+constexpr bool kHoldsBlock = false;  // whether a block of weights fits the registers beside the sums
 constexpr int kMaxTokens = 4;     // activation rows a matmul keeps in registers
+constexpr int kF32Tokens = 4;     // the same, where activations are f32
 constexpr int kValueVectors = 1;  // columns of values, in vectors, that attention keeps in registers
 constexpr int kKeyBlocks = 1;     // blocks of 16 keys that attention keeps in registers
 
@@ -127,6 +129,7 @@ inline __m256i broadcast4(const int8_t* p) {
 // Dot product of one block of nibbles (0..15) with int8 activations, one sum a row.
 struct NibbleDot {
   __m256i lo, hi;
+  NibbleDot() = default;
   explicit NibbleDot(int32_t start) : lo(_mm256_set1_epi32(start)), hi(lo) {}
   void add(Bytes w, const int8_t* a) {
     const __m256i x = broadcast4(a);
@@ -138,6 +141,7 @@ struct NibbleDot {
 
 // The same for int8 weights. VPDPBUSD wants them unsigned: they are raised by 128, and the start makes up for it.
 struct ByteDot : NibbleDot {
+  ByteDot() = default;
   explicit ByteDot(int32_t sums_times_minus8) : NibbleDot(16 * sums_times_minus8) {}
   static Bytes prepare(Bytes w) {
     const __m256i raise = _mm256_set1_epi8(-128);
@@ -152,6 +156,7 @@ struct ByteDot : NibbleDot {
 struct NibbleDot {
   __m256i lo, hi;
   int32_t start;
+  NibbleDot() = default;
   explicit NibbleDot(int32_t start) : lo(_mm256_setzero_si256()), hi(lo), start(start) {}
   void add(Bytes w, const int8_t* a) {
     const __m256i x = broadcast4(a);
@@ -168,6 +173,7 @@ struct NibbleDot {
 // The same for int8 weights. |a| <= 127, so unsigned |w| * sign(a, w) pair sums fit 16 bits (2 * 128 * 127 = 32512).
 struct ByteDot {
   __m256i lo, hi;
+  ByteDot() = default;
   explicit ByteDot(int32_t) : lo(_mm256_setzero_si256()), hi(lo) {}
   static Bytes prepare(Bytes w) { return w; }
   void add(Bytes w, const int8_t* a) {

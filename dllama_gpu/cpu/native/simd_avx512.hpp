@@ -14,7 +14,9 @@
 
 namespace {
 
+constexpr bool kHoldsBlock = true;  // whether a block of weights fits the registers beside the sums
 constexpr int kMaxTokens = 16;    // activation rows a matmul keeps in registers
+constexpr int kF32Tokens = 4;     // the same, where activations are f32
 constexpr int kValueVectors = 4;  // columns of values, in vectors, that attention keeps in registers
 constexpr int kKeyBlocks = 4;     // blocks of 16 keys that attention keeps in registers
 
@@ -92,6 +94,7 @@ inline __m512i broadcast4(const int8_t* p) {
 // Dot product of one block of nibbles (0..15) with int8 activations, one sum a row.
 struct NibbleDot {
   __m512i sum;
+  NibbleDot() = default;
   explicit NibbleDot(int32_t start) : sum(_mm512_set1_epi32(start)) {}
   void add(Bytes w, const int8_t* a) { sum = _mm512_dpbusd_epi32(sum, w.v, broadcast4(a)); }
   F32x16 result() const { return {_mm512_cvtepi32_ps(sum)}; }
@@ -100,6 +103,7 @@ struct NibbleDot {
 // The same for int8 weights. VPDPBUSD wants them unsigned: they are raised by 128, and the start makes up for it.
 struct ByteDot {
   __m512i sum;
+  ByteDot() = default;
   explicit ByteDot(int32_t sums_times_minus8) : sum(_mm512_set1_epi32(16 * sums_times_minus8)) {}
   static Bytes prepare(Bytes w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(-128))}; }
   void add(Bytes w, const int8_t* a) { sum = _mm512_dpbusd_epi32(sum, w.v, broadcast4(a)); }
