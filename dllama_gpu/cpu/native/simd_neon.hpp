@@ -13,6 +13,7 @@
 namespace {
 
 constexpr int kMaxTokens = 4;     // activation rows a matmul keeps in registers
+constexpr int kF32Tokens = 2;     // the same, where activations are f32
 constexpr int kValueVectors = 1;  // columns of values, in vectors, that attention keeps in registers
 constexpr int kKeyBlocks = 1;     // blocks of 16 keys that attention keeps in registers
 

@@ -1,0 +1,332 @@
+// Runs single kernels on given inputs, for tests that have no Python on the target (a cross build under an emulator).
+//
+//   kernel_check                          prints the kernel tables this processor can run, best first
+//   kernel_check TABLE REQUESTS RESULTS   answers the requests of one file into another
+//
+// A request is a line of words, then its inputs as raw little-endian arrays; its results are written raw, one array
+// after the other. f16 is passed as its bits; weights (`raw`) as rows of a model file. Guards are elements next to a
+// result that the kernel must leave at 12345.
+//
+//   request line                                   inputs                              results
+//   matmul_q80 TYPE n_rows n_columns n_tokens      raw [n_rows], x f32 [n_tokens]      Q80 of x, out [n_tokens]
+//                                                    [n_columns]                         [n_rows + 3 guards]
+//   matmul_f32 TYPE n_rows n_columns n_tokens      the same                            out
+//   rms_norm FORM width n_rows has_add epsilon     x [n_rows][width], add if has_add,  x, out
+//                                                    weight [width]
+//   store_row FORM width n_rows                    x [n_rows][width]                   out
+//   silu_mul n                                     gate [n], up [n]                    out [n + 1 guard]
+//   f32_to_f16 n                                   x [n]                               bits u16 [n + 1 guard]
+//   attention head_dim seq_len n_queries           queries [n_queries][head_dim],      out [n_queries][head_dim]
+//                                                    keys, values f16 [seq_len]
+//                                                    [head_dim], ends i32 [n_queries]
+//   top_candidates n first_id k scale              values [n]                          count i32, values [k], ids i32
+//                                                                                        [k], maximum, exp_sum
+//
+// FORM is f32, or q80: quants int8 [n_rows][width], then scales, sums times -8 (i32) and scaled sums [n_rows][width/32].
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu_features.hpp"
+#include "kernel_table.hpp"
+#include "packing.hpp"
+
+namespace {
+
+using namespace dllama;
+
+constexpr float kGuard = 12345;
+constexpr uint16_t kF16Nan = 0x7E00;
+
+[[noreturn]] void fail(const std::string& message) {
+  std::fprintf(stderr, "kernel_check: %s\n", message.c_str());
+  std::exit(2);
+}
+
+class Request {
+ public:
+  Request(std::istream& in, const std::string& line) : in_(in), line_(line), words_(line) {}
+
+  template <class T>
+  T word() {
+    T value;
+    if (!(words_ >> value)) fail("a word is missing or malformed in: " + line_);
+    return value;
+  }
+
+  template <class T = float>
+  std::vector<T> array(size_t n) {
+    std::vector<T> values(n);
+    const auto bytes = static_cast<std::streamsize>(n * sizeof(T));
+    if (!in_.read(reinterpret_cast<char*>(values.data()), bytes)) fail("the file ends inside the inputs of: " + line_);
+    return values;
+  }
+
+ private:
+  std::istream& in_;
+  std::string line_;
+  std::istringstream words_;
+};
+
+class Results {
+ public:
+  explicit Results(const std::string& path) : out_(path, std::ios::binary) {}
+
+  template <class T>
+  void write(const std::vector<T>& values) {
+    out_.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(T)));
+  }
+  template <class T>
+  void write_one(T value) {
+    write(std::vector<T>{value});
+  }
+  bool close() {
+    out_.close();
+    return !out_.fail();
+  }
+
+ private:
+  std::ofstream out_;
+};
+
+// Rows of activations with their own memory, in either form.
+class Activations {
+ public:
+  Activations(bool quantized, int n_rows, int width) : n_rows_(n_rows), width_(width), quantized_(quantized) {
+    const size_t n = static_cast<size_t>(n_rows) * width;
+    if (!quantized) {
+      f32_.resize(n);
+      return;
+    }
+    quants_.resize(n);
+    scales_.resize(n / kBlock);
+    sums_times_minus8_.resize(n / kBlock);
+    scaled_sums_.resize(n / kBlock);
+  }
+
+  Q80Rows q80() { return {width_, quants_.data(), scales_.data(), sums_times_minus8_.data(), scaled_sums_.data()}; }
+  RowOutput output() { return {quantized_ ? nullptr : f32_.data(), q80(), width_, n_rows_}; }
+
+  void write(Results& results) {
+    if (!quantized_) return results.write(f32_);
+    std::vector<size_t> order;  // of blocks, row by row
+    for (int row = 0; row < n_rows_; row++)
+      for (int b = 0; b < width_ / kBlock; b++) order.push_back(q80_index(q80(), row, b, n_rows_));
+    for (const size_t i : order) results.write(std::vector<int8_t>(&quants_[i * kBlock], &quants_[i * kBlock] + kBlock));
+    for (const size_t i : order) results.write_one(scales_[i]);
+    for (const size_t i : order) results.write_one(sums_times_minus8_[i]);
+    for (const size_t i : order) results.write_one(scaled_sums_[i]);
+  }
+
+ private:
+  int n_rows_, width_;
+  bool quantized_;
+  std::vector<float> f32_, scales_, scaled_sums_;
+  std::vector<int8_t> quants_;
+  std::vector<int32_t> sums_times_minus8_;
+};
+
+bool is_q80(const std::string& form) {
+  if (form != "f32" && form != "q80") fail("unknown form " + form);
+  return form == "q80";
+}
+
+WeightType weight_type(const std::string& name) {
+  const char* const names[kWeightTypes] = {"f32", "f16", "bf16", "q40", "q41", "q80"};
+  for (int i = 0; i < kWeightTypes; i++)
+    if (name == names[i]) return static_cast<WeightType>(i);
+  fail("unknown weight type " + name);
+}
+
+// In two calls, as threads share the work.
+void matmul(const KernelTable& kernels, bool quantized, Request& request, Results& results) {
+  struct alignas(64) Line {
+    uint8_t bytes[64];
+  };
+  const WeightType type = weight_type(request.word<std::string>());
+  const int n_rows = request.word<int>(), n_columns = request.word<int>(), n_tokens = request.word<int>();
+  const size_t stride = row_bytes(type, n_columns);
+  const std::vector<uint8_t> raw = request.array<uint8_t>(n_rows * stride);
+  const std::vector<float> x = request.array(static_cast<size_t>(n_tokens) * n_columns);
+
+  PackedWeight weight = packed_layout(type, n_rows, n_columns);
+  std::vector<Line> packed(packed_bytes(weight) / sizeof(Line));
+  auto* data = reinterpret_cast<uint8_t*>(packed.data());
+  pack_rows(weight, data, raw.data(), stride, 0, n_rows);
+  weight.data = data;
+
+  Activations quants(quantized, n_tokens, quantized ? n_columns : 0);
+  if (quantized) {
+    for (int t = 0; t < n_tokens; t++)
+      kernels.store_row(&x[static_cast<size_t>(t) * n_columns], n_columns, quants.output(), t, 0);
+    quants.write(results);
+  }
+  const auto kernel = (quantized ? kernels.matmul_q80 : kernels.matmul_f32)[static_cast<int>(type)];
+  if (!kernel) fail("the table has no such matmul");
+  const size_t out_stride = n_rows + 3;
+  std::vector<float> out(n_tokens * out_stride, kGuard);
+  const MatmulArgs args{weight,   quantized ? nullptr : x.data(), static_cast<size_t>(n_columns), quants.q80(),
+                        n_tokens, out.data(),                     out_stride};
+  const int n_groups = (n_rows + kGroupRows - 1) / kGroupRows;
+  kernel(args, n_groups / 2, n_groups);
+  kernel(args, 0, n_groups / 2);
+  results.write(out);
+}
+
+void rms_norm(const KernelTable& kernels, Request& request, Results& results) {
+  const bool quantized = is_q80(request.word<std::string>());
+  const int width = request.word<int>(), n_rows = request.word<int>();
+  const bool has_add = request.word<int>() != 0;
+  const auto epsilon = request.word<float>();
+  const size_t n = static_cast<size_t>(n_rows) * width;
+  std::vector<float> x = request.array(n);
+  const std::vector<float> add = request.array(has_add ? n : 0), weight = request.array(width);
+  Activations out(quantized, n_rows, width);
+  for (int row = 0; row < n_rows; row++) {
+    const size_t start = static_cast<size_t>(row) * width;
+    kernels.rms_norm(&x[start], has_add ? &add[start] : nullptr, weight.data(), epsilon, width, out.output(), row);
+  }
+  results.write(x);
+  out.write(results);
+}
+
+// Each row in two pieces, the last row first.
+void store_row(const KernelTable& kernels, Request& request, Results& results) {
+  const bool quantized = is_q80(request.word<std::string>());
+  const int width = request.word<int>(), n_rows = request.word<int>();
+  const std::vector<float> x = request.array(static_cast<size_t>(n_rows) * width);
+  Activations out(quantized, n_rows, width);
+  const int middle = width / 2 / kBlock * kBlock;
+  for (int row = n_rows - 1; row >= 0; row--) {
+    const float* from = &x[static_cast<size_t>(row) * width];
+    kernels.store_row(from + middle, width - middle, out.output(), row, middle);
+    kernels.store_row(from, middle, out.output(), row, 0);
+  }
+  out.write(results);
+}
+
+void silu_mul(const KernelTable& kernels, Request& request, Results& results) {
+  const int n = request.word<int>();
+  std::vector<float> gate = request.array(n);
+  const std::vector<float> up = request.array(n);
+  gate.push_back(kGuard);
+  kernels.silu_mul(gate.data(), up.data(), n);
+  results.write(gate);
+}
+
+void f32_to_f16(const KernelTable& kernels, Request& request, Results& results) {
+  const int n = request.word<int>();
+  const std::vector<float> x = request.array(n);
+  std::vector<uint16_t> bits(n + 1, static_cast<uint16_t>(kGuard));
+  kernels.f32_to_f16(x.data(), bits.data(), n);
+  results.write(bits);
+}
+
+// All chunks of all queries, merged and divided. What no query may look at is NaN.
+void attention(const KernelTable& kernels, Request& request, Results& results) {
+  const int head_dim = request.word<int>(), seq_len = request.word<int>(), n_queries = request.word<int>();
+  const size_t n = static_cast<size_t>(seq_len) * head_dim;
+  const std::vector<float> given = request.array(static_cast<size_t>(n_queries) * head_dim);
+  const std::vector<uint16_t> given_keys = request.array<uint16_t>(n), given_values = request.array<uint16_t>(n);
+  const std::vector<int> ends = request.array<int>(n_queries);
+
+  const int width = (head_dim + 15) / 16 * 16;
+  const size_t n_positions = (seq_len + 15) / 16 * 16;
+  std::vector<uint16_t> keys(n_positions * width, kF16Nan), values(n_positions * width, kF16Nan);
+  for (int p = 0; p < seq_len; p++) {
+    for (int d = 0; d < width; d++) {
+      const size_t from = static_cast<size_t>(p) * head_dim + d;
+      keys[(static_cast<size_t>(p / 16) * width + d) * 16 + p % 16] = d < head_dim ? given_keys[from] : 0;
+      values[static_cast<size_t>(p) * width + d] = d < head_dim ? given_values[from] : 0;
+    }
+  }
+  std::vector<float> queries(static_cast<size_t>(n_queries) * width);
+  for (int q = 0; q < n_queries; q++)
+    for (int d = 0; d < head_dim; d++) queries[q * width + d] = given[q * head_dim + d];
+
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> scores(static_cast<size_t>(n_queries) * kAttentionChunk, nan);
+  std::vector<float> merged_out(queries.size(), nan), chunk_out(queries.size(), nan);
+  std::vector<AttentionPartial> merged(n_queries), chunk(n_queries);
+  for (int q = 0; q < n_queries; q++) {
+    merged[q] = {nan, nan, &merged_out[q * width]};
+    chunk[q] = {nan, nan, &chunk_out[q * width]};
+  }
+  const int last = *std::max_element(ends.begin(), ends.end());
+  for (int begin = 0; begin < last; begin += kAttentionChunk) {
+    std::vector<int> chunk_ends = ends;
+    for (int& end : chunk_ends) end = std::min(end, begin + kAttentionChunk);
+    auto& partials = begin == 0 ? merged : chunk;
+    kernels.attention_chunk({width, keys.data(), values.data()}, queries.data(), n_queries, begin, chunk_ends.data(),
+                            scores.data(), partials.data());
+    for (int q = 0; begin > 0 && q < n_queries; q++) kernels.attention_merge(merged[q], chunk[q], width);
+  }
+  for (int q = 0; q < n_queries; q++)
+    for (int d = 0; d < head_dim; d++) results.write_one(merged[q].out[d] / merged[q].sum);
+}
+
+void top_candidates(const KernelTable& kernels, Request& request, Results& results) {
+  const int n = request.word<int>(), first_id = request.word<int>(), k = request.word<int>();
+  const auto scale = request.word<float>();
+  const std::vector<float> values = request.array(n);
+  std::vector<float> top_values(k);
+  std::vector<int> ids(k);
+  float maximum, exp_sum;
+  const int count = kernels.top_candidates(values.data(), n, first_id, k, scale, top_values.data(), ids.data(),
+                                           &maximum, &exp_sum);
+  results.write_one(count);
+  results.write(top_values);
+  results.write(ids);
+  results.write_one(maximum);
+  results.write_one(exp_sum);
+}
+
+void answer(const KernelTable& kernels, const std::string& kernel, Request& request, Results& results) {
+  if (kernel == "matmul_q80" || kernel == "matmul_f32")
+    matmul(kernels, kernel == "matmul_q80", request, results);
+  else if (kernel == "rms_norm")
+    rms_norm(kernels, request, results);
+  else if (kernel == "store_row")
+    store_row(kernels, request, results);
+  else if (kernel == "silu_mul")
+    silu_mul(kernels, request, results);
+  else if (kernel == "f32_to_f16")
+    f32_to_f16(kernels, request, results);
+  else if (kernel == "attention")
+    attention(kernels, request, results);
+  else if (kernel == "top_candidates")
+    top_candidates(kernels, request, results);
+  else
+    fail("unknown kernel " + kernel);
+}
+
+const KernelTable& find_table(const std::string& name) {
+  for (const KernelTable* table : usable_kernels())
+    if (name == table->name) return *table;
+  fail("this processor cannot run the kernel table " + name);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 1) {
+    for (const KernelTable* table : usable_kernels()) std::printf("%s\n", table->name);
+    return 0;
+  }
+  if (argc != 4) fail("usage: kernel_check [TABLE REQUESTS RESULTS]");
+  const KernelTable& kernels = find_table(argv[1]);
+  std::ifstream in(argv[2], std::ios::binary);
+  if (!in) fail(std::string("cannot read ") + argv[2]);
+  Results results(argv[3]);
+  for (std::string line; std::getline(in, line);) {
+    Request request(in, line);
+    answer(kernels, request.word<std::string>(), request, results);
+  }
+  if (!results.close()) fail(std::string("cannot write ") + argv[3]);
+}

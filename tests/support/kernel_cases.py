@@ -1,0 +1,333 @@
+"""Inputs for every kernel and what NumPy makes of them in float64; see tests/unit/cpu/test_kernels.py.
+
+Integers and roundings to f16 or int8 must be exact. A float result may be off by what its float32 operations can lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.model.codecs import dequantize, quantize
+from dllama_gpu.model.float_type import FloatType
+from tests.support.kernel_check import Array, Request
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_GUARD = 12345.0
+_N_TOKENS = (*range(1, 18), 33)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the function that raises AssertionError when its results are wrong."""
+
+    request: Request
+    check: Callable[[tuple[Array, ...]], None]
+
+
+def _q80_results(n_rows: int, width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    blocks = (n_rows, width // 32)
+    return ("i1", (n_rows, width)), ("f4", blocks), ("i4", blocks), ("f4", blocks)
+
+
+def _q80_values(results: tuple[Array, ...]) -> Doubles:
+    """The numbers that Q80 results stand for."""
+    quants, scales = results[0].astype(np.float64), results[1].astype(np.float64)
+    return quants * np.repeat(scales, 32, axis=1)
+
+
+def _check_q80(x: Floats, results: tuple[Array, ...]) -> None:
+    """Exactly: scale = max|x| / 127, quant = round(x / scale) to even; the scale is kept as f16, and 0 means all 0."""
+    quants, scales, sums_times_minus8, scaled_sums = results
+    blocks = x.reshape(len(x), -1, 32)
+    exact_scales = np.abs(blocks).max(axis=2) / np.float32(127)
+    expected_scales = exact_scales.astype(np.float16).astype(np.float32)
+    divisors = np.where(expected_scales > 0, exact_scales, np.float32(np.inf))
+    expected_quants = np.rint(blocks / divisors[:, :, None]).astype(np.int8)
+    sums = expected_quants.sum(axis=2, dtype=np.int32)
+    np.testing.assert_array_equal(quants, expected_quants.reshape(x.shape))
+    np.testing.assert_array_equal(scales, expected_scales)
+    np.testing.assert_array_equal(sums_times_minus8, -8 * sums)
+    np.testing.assert_array_equal(scaled_sums, expected_scales * sums.astype(np.float32))
+
+
+def matmul_cases(weight_type: FloatType, *, quantized: bool) -> list[Case]:
+    """Weights of `weight_type` times Q80 or float32 activations: all tile heights, and rows not a multiple of 16."""
+    rng = np.random.default_rng(1)
+    shapes = [(1, 32), (23, 96), (40, 576)]
+    if not weight_type.is_quantized:
+        shapes.append((17, 45))
+    cases = []
+    for n_rows, n_columns in shapes:
+        weights = rng.standard_normal((n_rows, n_columns), dtype=np.float32)
+        raw = quantize(weights, weight_type)
+        for n_tokens in _N_TOKENS:
+            x = rng.standard_normal((n_tokens, n_columns), dtype=np.float32) * np.float32(3)
+            cases.append(_matmul_case(weight_type, raw, x, quantized=quantized))
+    return cases
+
+
+def extreme_matmul_cases() -> list[Case]:
+    """The largest products that int8 and 4-bit weights can make with Q80 activations."""
+    cases = []
+    signs = np.where(np.arange(128) % 3 == 0, -1, 1).astype(np.float32)
+    x = np.stack([np.ones(128, np.float32), -np.ones(128, np.float32), signs])
+    scale = np.frombuffer(np.float16(0.5).tobytes(), np.uint8)
+    for weight_type, halves, quants in (
+        (FloatType.Q40, 1, (0xFF, 0x00)),
+        (FloatType.Q41, 2, (0xFF, 0x00)),
+        (FloatType.Q80, 1, (0x80, 0x7F)),
+    ):
+        for byte in quants:
+            block = np.full(weight_type.block_bytes, byte, np.uint8)
+            block[: 2 * halves] = np.tile(scale, halves)
+            raw = np.tile(block, (20, 4))
+            cases += [_matmul_case(weight_type, raw, x[:n], quantized=True) for n in (1, 2, 3)]
+    return cases
+
+
+def _matmul_case(weight_type: FloatType, raw: npt.NDArray[np.uint8], x: Floats, *, quantized: bool) -> Case:
+    n_rows, (n_tokens, n_columns) = len(raw), x.shape
+    kernel = "matmul_q80" if quantized else "matmul_f32"
+    results: tuple[tuple[str, tuple[int, ...]], ...] = (("f4", (n_tokens, n_rows + 3)),)
+    if quantized:
+        results = _q80_results(n_tokens, n_columns) + results
+    line = f"{kernel} {weight_type.value} {n_rows} {n_columns} {n_tokens}"
+    check = partial(_check_matmul, dequantize(raw, weight_type), x, quantized)
+    return Case(Request(line, (raw, x), results), check)
+
+
+def _check_matmul(weights: Floats, x: Floats, quantized: bool, results: tuple[Array, ...]) -> None:
+    values: Doubles = x.astype(np.float64)
+    if quantized:
+        _check_q80(x, results[:4])
+        values = _q80_values(results[:4])
+    n_rows, out = len(weights), results[-1]
+    expected = values @ weights.T.astype(np.float64)
+    magnitude = np.abs(values) @ np.abs(weights).T.astype(np.float64)
+    # Relative to the sum of the terms' magnitudes; the rounding errors of many terms largely cancel.
+    np.testing.assert_array_less(np.abs(out[:, :n_rows] - expected), 3e-7 * magnitude + 1e-30)
+    np.testing.assert_array_equal(out[:, n_rows:], _GUARD)
+
+
+def store_row_cases() -> list[Case]:
+    """Copies, and quantization with blocks of every awkward kind."""
+    rng = np.random.default_rng(2)
+    cases = []
+    for width, n_rows in ((32, 1), (96, 5), (576, 17), (64, 33), (50, 3)):
+        x = rng.standard_normal((n_rows, width), dtype=np.float32) * np.float32(10)
+        cases.append(_store_row_case("f32", x))
+        if width % 32 == 0:
+            cases.append(_store_row_case("q80", x))
+    ties = np.tile(np.arange(32, dtype=np.float32) / 2 - 8, 1)
+    ties[0] = 127  # scale 1: halves are rounded to even
+    awkward = np.stack(
+        [
+            ties,
+            np.zeros(32, np.float32),
+            np.full(32, -0.0, np.float32),
+            np.full(32, 2.6e-43, np.float32),  # its scale is a float32 of one or two units
+            np.linspace(-3e-6, 3e-6, 32, dtype=np.float32),  # its scale vanishes in f16
+            np.linspace(-9e-6, 9e-6, 32, dtype=np.float32),  # its scale is a subnormal f16
+            np.linspace(-8e6, 8e6, 32, dtype=np.float32),  # its scale is nearly the largest f16
+            np.where(np.arange(32) == 5, -1e5, 1e-5).astype(np.float32),
+        ]
+    )
+    cases.append(_store_row_case("q80", awkward))
+    return cases
+
+
+def _store_row_case(form: str, x: Floats) -> Case:
+    n_rows, width = x.shape
+    results = _q80_results(n_rows, width) if form == "q80" else (("f4", x.shape),)
+    check = partial(_check_q80 if form == "q80" else _check_equal, x)
+    return Case(Request(f"store_row {form} {width} {n_rows}", (x,), results), check)
+
+
+def _check_equal(x: Floats, results: tuple[Array, ...]) -> None:
+    np.testing.assert_array_equal(results[0], x)
+
+
+def rms_norm_cases() -> list[Case]:
+    """With and without a residual, to f32 and to Q80."""
+    rng = np.random.default_rng(3)
+    cases = []
+    for width, n_rows, form, has_add in (
+        (32, 1, "f32", False),
+        (50, 3, "f32", True),
+        (576, 17, "f32", True),
+        (96, 5, "q80", False),
+        (576, 17, "q80", True),
+    ):
+        x = rng.standard_normal((n_rows, width), dtype=np.float32)
+        x[0] *= np.float32(1e-4)  # epsilon matters
+        add = rng.standard_normal((n_rows if has_add else 0, width), dtype=np.float32)
+        weight = rng.uniform(-2, 2, width).astype(np.float32)
+        out = _q80_results(n_rows, width) if form == "q80" else (("f4", x.shape),)
+        request = Request(
+            f"rms_norm {form} {width} {n_rows} {int(has_add)} 1e-5", (x, add, weight), (("f4", x.shape), *out)
+        )
+        cases.append(Case(request, partial(_check_rms_norm, x, add, weight)))
+    return cases
+
+
+def _check_rms_norm(x: Floats, add: Floats, weight: Floats, results: tuple[Array, ...]) -> None:
+    added = x + add if len(add) else x
+    np.testing.assert_array_equal(results[0], added)
+    values = added.astype(np.float64)
+    expected = values / np.sqrt((values**2).mean(axis=1, keepdims=True) + 1e-5) * weight
+    if len(results) == 2:
+        np.testing.assert_allclose(results[1], expected, rtol=1e-6)
+        return
+    _, scales, sums_times_minus8, scaled_sums = results[1:]
+    # Half a quant, and what the f16 scale takes from up to 127 of them.
+    steps = np.repeat(scales.astype(np.float64), 32, axis=1)
+    error = np.abs(_q80_values(results[1:]) - expected)
+    np.testing.assert_array_less(error, (0.5 + 127 * 2.0**-11) * steps * (1 + 1e-3))
+    sums = results[1].reshape(len(x), -1, 32).sum(axis=2, dtype=np.int32)
+    np.testing.assert_array_equal(sums_times_minus8, -8 * sums)
+    np.testing.assert_array_equal(scaled_sums, scales * sums.astype(np.float32))
+
+
+def silu_mul_cases() -> list[Case]:
+    """Ordinary gates, and gates whose exponential leaves float32."""
+    rng = np.random.default_rng(4)
+    cases = []
+    for n in (1, 16, 37, 96, 576):
+        gate = rng.uniform(-20, 20, n).astype(np.float32)
+        if n > 16:
+            gate[:6] = [0, -0.0, 90, -90, 1e30, -1e30]
+        up = rng.standard_normal(n, dtype=np.float32)
+        request = Request(f"silu_mul {n}", (gate, up), (("f4", (n + 1,)),))
+        cases.append(Case(request, partial(_check_silu_mul, gate, up)))
+    return cases
+
+
+def _check_silu_mul(gate: Floats, up: Floats, results: tuple[Array, ...]) -> None:
+    out = results[0]
+    assert out[-1] == _GUARD
+    values = gate.astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = values / (1 + np.exp(-values)) * up
+    # e^88 stands for every larger exponential.
+    ordinary = values > -88
+    np.testing.assert_allclose(out[:-1][ordinary], expected[ordinary], rtol=1e-6)
+    np.testing.assert_array_less(np.abs(out[:-1][~ordinary]), np.abs(values * up)[~ordinary] * 1e-37)
+
+
+def f32_to_f16_cases() -> list[Case]:
+    """Ordinary numbers, ties, subnormals and overflow."""
+    rng = np.random.default_rng(5)
+    ties = 1 + np.arange(8, dtype=np.float32) * np.float32(2.0**-11)
+    edges = [0, -0.0, 65504, 65519.99, 65520, -1e9, np.inf, 6e-8, 2.98e-8, 2.99e-8, -6.1e-5, 1e-12]
+    x = np.concatenate([ties, np.array(edges, np.float32), rng.standard_normal(51, dtype=np.float32)])
+    cases = []
+    for values in (x, x[:16], x[:5], x * np.float32(1e-5)):
+        n = len(values)
+        request = Request(f"f32_to_f16 {n}", (values,), (("u2", (n + 1,)),))
+        cases.append(Case(request, partial(_check_f32_to_f16, values)))
+    return cases
+
+
+def _check_f32_to_f16(x: Floats, results: tuple[Array, ...]) -> None:
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16).view(np.uint16)
+    np.testing.assert_array_equal(results[0][:-1], expected)
+    assert results[0][-1] == _GUARD
+
+
+def attention_cases() -> list[Case]:
+    """Queries of several rows and heads over a KV head: one chunk, chunk ends, several chunks, odd head sizes."""
+    rng = np.random.default_rng(6)
+    cases = []
+    for head_dim, ends in (
+        (64, [1]),
+        (64, [700, 698, 699]),
+        (64, [255, 256, 257]),
+        (7, [17, 3, 33]),
+        (80, [530, 1, 20, 256, 529]),
+        (128, [16, 600]),
+    ):
+        for group in (1, 3, 4):  # query heads of a KV head
+            row_ends = np.repeat(np.array(ends, np.int32), group)
+            seq_len = max(ends)
+            queries = rng.standard_normal((len(row_ends), head_dim), dtype=np.float32) * np.float32(2 / head_dim**0.5)
+            keys = rng.standard_normal((seq_len, head_dim)).astype(np.float16)
+            values = rng.standard_normal((seq_len, head_dim)).astype(np.float16)
+            request = Request(
+                f"attention {head_dim} {seq_len} {len(row_ends)}",
+                (queries, keys, values, row_ends),
+                (("f4", queries.shape),),
+            )
+            cases.append(Case(request, partial(_check_attention, queries, keys, values, row_ends)))
+    return cases
+
+
+def _check_attention(
+    queries: Floats,
+    keys: npt.NDArray[np.float16],
+    values: npt.NDArray[np.float16],
+    ends: npt.NDArray[np.int32],
+    results: tuple[Array, ...],
+) -> None:
+    for query, end, out in zip(queries.astype(np.float64), ends, results[0], strict=True):
+        scores = keys[:end].astype(np.float64) @ query
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        seen = values[:end].astype(np.float64)
+        np.testing.assert_array_less(np.abs(out - weights @ seen), 3e-6 * (weights @ np.abs(seen)))
+
+
+def top_candidates_cases() -> list[Case]:
+    """Few and many values, all distinct or full of ties, and fewer values than are asked for."""
+    rng = np.random.default_rng(7)
+    cases = []
+    for n, k, first_id, scale in ((1, 1, 0, 1.0), (15, 64, 3, 1.0), (100, 8, 0, 0.7), (4099, 64, 49152, 1.3)):
+        for step in (0.0, 1.0):
+            values = rng.standard_normal(n, dtype=np.float32) * np.float32(4)
+            if step:
+                values = np.round(values)
+            request = Request(
+                f"top_candidates {n} {first_id} {k} {scale}",
+                (values,),
+                (("i4", (1,)), ("f4", (k,)), ("i4", (k,)), ("f4", (1,)), ("f4", (1,))),
+            )
+            cases.append(Case(request, partial(_check_top_candidates, values, first_id, k, scale)))
+    return cases
+
+
+def _check_top_candidates(values: Floats, first_id: int, k: int, scale: float, results: tuple[Array, ...]) -> None:
+    (count,), top_values, ids, (maximum,), (exp_sum,) = results
+    assert count == min(k, len(values))
+    # Of equal values the lower id ranks first.
+    best = np.lexsort((np.arange(len(values)), -values))[:count]
+    order = np.lexsort((ids[:count], -top_values[:count]))
+    np.testing.assert_array_equal(ids[:count][order], first_id + best)
+    np.testing.assert_array_equal(top_values[:count][order], values[best])
+    assert maximum == values.max()
+    expected = np.exp((values.astype(np.float64) - values.max()) * np.float32(scale)).sum()
+    np.testing.assert_allclose(exp_sum, expected, rtol=3e-6)
+
+
+def all_cases() -> dict[str, list[Case]]:
+    """Kernel name to its cases."""
+    cases = {
+        "store_row": store_row_cases(),
+        "rms_norm": rms_norm_cases(),
+        "silu_mul": silu_mul_cases(),
+        "f32_to_f16": f32_to_f16_cases(),
+        "attention": attention_cases(),
+        "top_candidates": top_candidates_cases(),
+        "matmul_q80_extremes": extreme_matmul_cases(),
+    }
+    for weight_type in FloatType:
+        cases[f"matmul_f32_{weight_type.value}"] = matmul_cases(weight_type, quantized=False)
+        if weight_type.is_quantized:
+            cases[f"matmul_q80_{weight_type.value}"] = matmul_cases(weight_type, quantized=True)
+    return cases
