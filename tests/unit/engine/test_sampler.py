@@ -120,6 +120,26 @@ def test_a_nucleus_that_ends_behind_the_candidates_reads_the_logits() -> None:
     assert max(drawn) < 4501
 
 
+@pytest.mark.parametrize("log_sum_error", [-5e-5, 5e-5])
+def test_an_error_of_the_log_sum_exp_never_moves_the_end_of_the_nucleus(log_sum_error: float) -> None:
+    # 1000 equal tokens: the nucleus ends a hair behind, or before, the 10th.
+    for top_p in (10.0001 / 1000, 9.9999 / 1000):
+        largest = 0
+        for seed in range(200):
+            params = SamplingParams(temperature=1.0, top_p=top_p, seed=seed)
+            row = prediction_of(np.zeros(1000, np.float32), log_sum_error=log_sum_error)
+            largest = max(largest, Sampler(params).sample(row))
+        assert largest == (10 if top_p > 0.01 else 9)
+
+
+def test_the_nucleus_is_a_share_of_the_known_tokens() -> None:
+    # 1000 equal tokens, 900 of them known, the unknown ones outside the candidates: 1.05 % are 10 of the known ones.
+    params = SamplingParams(temperature=1.0, top_p=0.0105)
+    row = prediction_of(np.zeros(1000, np.float32))
+    drawn = {Sampler(replace(params, seed=seed), n_known_ids=900).sample(row) for seed in range(200)}
+    assert drawn == set(range(10))
+
+
 @given(random_logits(), sampling_params, st.integers(1, 300))
 @settings(max_examples=200, deadline=None)
 def test_ids_that_the_tokenizer_does_not_know_are_as_if_absent(
