@@ -1,0 +1,170 @@
+"""Generation of one text: prefill of the prompt in chunks, then one token a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dllama_gpu.engine.prediction import read_predictions
+from dllama_gpu.engine.sampler import Sampler
+from dllama_gpu.engine.sampling import SamplingParams
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch, Program, Row
+
+PrefillProgress = Callable[[int, int], None]
+"""Told (prompt tokens done, prompt tokens in all) after each chunk."""
+
+
+class FinishReason(Enum):
+    """Why a generation ended."""
+
+    END_TOKEN = "end token"
+    MAX_TOKENS = "max tokens"
+    CONTEXT_FULL = "context full"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to continue and when to stop.
+
+    At most `max_tokens` are generated. A token of `end_ids` ends the text and is no part of it. Ids from `n_known_ids`
+    on are never chosen (None: all are known).
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    end_ids: frozenset[int] = frozenset()
+    n_known_ids: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationStatistics:
+    """Work done so far. Seconds are those of the steps and of sampling; what the caller does in between is not in them.
+
+    The prompt's steps give the first token, so `n_decoded_tokens` counts those after it, an end token included.
+    """
+
+    n_prompt_tokens: int
+    prefill_seconds: float
+    n_decoded_tokens: int
+    decode_seconds: float
+    time_to_first_token: float | None
+    """Seconds from the start of the prefill until the first token is chosen, None if it was not."""
+
+
+class Generation:
+    """One text made in one KV slot of a program that does nothing else meanwhile.
+
+    A scheduler of many slots can take the place of this class and keep the rest: request, sampler, finish reason and
+    statistics belong to one text, and its rows carry their slot.
+
+    Raises DllamaError when the prompt is empty or too long for the program's `seq_len`, or `max_tokens` is below 1.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        request: GenerationRequest,
+        *,
+        slot: int = 0,
+        on_prefill: PrefillProgress | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        check_prompt(len(request.prompt), program.graph.seq_len)
+        if request.max_tokens < 1:
+            raise DllamaError(f"the number of tokens to generate is {request.max_tokens}, but it must be at least 1")
+        self._program = program
+        self._request = request
+        self._slot = slot
+        self._on_prefill = on_prefill
+        self._clock = clock
+        self._sampler = Sampler(request.sampling, request.prompt, request.n_known_ids)
+        self._n_prompt_done = 0
+        self._n_chosen = 0
+        self._prefill_seconds = 0.0
+        self._first_token_seconds: float | None = None
+        self._decode_seconds = 0.0
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def statistics(self) -> GenerationStatistics:
+        """What was done until now; right also after an interruption."""
+        return GenerationStatistics(
+            n_prompt_tokens=self._n_prompt_done,
+            prefill_seconds=self._prefill_seconds,
+            n_decoded_tokens=max(0, self._n_chosen - 1),
+            decode_seconds=self._decode_seconds,
+            time_to_first_token=self._first_token_seconds,
+        )
+
+    def tokens(self) -> Iterator[int]:
+        """Yields each token as soon as it is chosen; at the end `finish_reason` says why it is the end.
+
+        Raises DllamaError when the logits are not finite numbers.
+        """
+        self._prefill()
+        started = self._clock()
+        token = self._choose()
+        self._first_token_seconds = self._prefill_seconds + self._clock() - started
+        position = len(self._request.prompt)
+        while True:
+            self.finish_reason = self._reason_to_stop(token, position)
+            if self.finish_reason is not FinishReason.END_TOKEN:
+                yield token
+            if self.finish_reason is not None:
+                return
+            started = self._clock()
+            self._program.run(Batch.of([self._row(token, position, wants_logits=True)]))
+            token = self._choose()
+            self._decode_seconds += self._clock() - started
+            position += 1
+
+    def _prefill(self) -> None:
+        prompt = self._request.prompt
+        for chunk in chunks(len(prompt), self._program.graph.max_rows):
+            started = self._clock()
+            rows = [self._row(prompt[i], i, wants_logits=i == len(prompt) - 1) for i in chunk]
+            self._program.run(Batch.of(rows))
+            self._prefill_seconds += self._clock() - started
+            self._n_prompt_done = chunk.stop
+            if self._on_prefill is not None:
+                self._on_prefill(chunk.stop, len(prompt))
+
+    def _row(self, token: int, position: int, *, wants_logits: bool) -> Row:
+        return Row(token, self._slot, position, wants_logits, self._sampler.row_temperature)
+
+    def _choose(self) -> int:
+        """The next token by the one row that wanted logits in the last step."""
+        token = self._sampler.sample(read_predictions(self._program, 1)[0])
+        self._n_chosen += 1
+        return token
+
+    def _reason_to_stop(self, token: int, position: int) -> FinishReason | None:
+        """Why `token`, which would stand at `position`, is the last one; None if it is not."""
+        if token in self._request.end_ids:
+            return FinishReason.END_TOKEN
+        if self._n_chosen == self._request.max_tokens:
+            return FinishReason.MAX_TOKENS
+        return FinishReason.CONTEXT_FULL if position == self._program.graph.seq_len else None
+
+
+def chunks(n_rows: int, max_rows: int) -> Iterator[range]:
+    """Ranges of at most `max_rows` that cover 0 .. n_rows - 1 in order."""
+    for begin in range(0, n_rows, max_rows):
+        yield range(begin, min(begin + max_rows, n_rows))
+
+
+def check_prompt(n_tokens: int, seq_len: int) -> None:
+    """Raises DllamaError unless a prompt of `n_tokens` has something to feed and fits `seq_len` positions."""
+    if n_tokens == 0:
+        raise DllamaError(
+            "the prompt is empty, and this model begins texts with no token of its own; give it some text"
+        )
+    if n_tokens > seq_len:
+        raise DllamaError(
+            f"the prompt has {n_tokens} tokens, but the context holds {seq_len}; shorten the prompt, "
+            "or raise --max-seq-len where the model allows more"
+        )

@@ -1,0 +1,90 @@
+"""From files to a program that can run: model, tokenizer, graph, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from dllama_gpu.engine.generation import check_prompt
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.model.open import open_model
+from dllama_gpu.model.source import ModelSource, TensorInfo
+from dllama_gpu.model.spec import Architecture, ModelSpec
+from dllama_gpu.tokenizer.open_tokenizer import open_tokenizer
+from dllama_gpu.tokenizer.tokenizer import Tokenizer
+
+GraphBuilder = Callable[[ModelSpec, Mapping[str, TensorInfo], GraphOptions], Graph]
+
+_BUILDERS: dict[Architecture, GraphBuilder] = {Architecture.LLAMA: build_llama}
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model file and its tokenizer, opened but not loaded. Use as a context manager.
+
+    A program compiled from `source` needs it open as long as it runs.
+    """
+
+    source: ModelSource
+    tokenizer: Tokenizer
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Shape of the model."""
+        return self.source.spec
+
+    def __enter__(self) -> OpenModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.source.close()
+
+
+def open_with_tokenizer(model_path: Path, tokenizer_path: Path | None = None) -> OpenModel:
+    """Opens a model and its tokenizer, which a GGUF file brings with it.
+
+    A tokenizer with fewer tokens than the model has rows is right: many models are padded to a round number, and the
+    sampler never chooses the padding. One with more tokens belongs to another model.
+
+    Raises DllamaError when a file is missing, damaged or of another kind, or the two do not belong together.
+    """
+    source = open_model(model_path)
+    try:
+        tokenizer = open_tokenizer(tokenizer_path or model_path)
+        if tokenizer.vocab_size > source.spec.vocab_size:
+            raise DllamaError(
+                f"the tokenizer {tokenizer_path or model_path} has {tokenizer.vocab_size} tokens, but the model "
+                f"{model_path} knows only {source.spec.vocab_size}; give the tokenizer that belongs to this model"
+            )
+    except BaseException:
+        source.close()
+        raise
+    return OpenModel(source, tokenizer)
+
+
+def build_graph(source: ModelSource, options: GraphOptions) -> Graph:
+    """The graph of the whole model on one node. Raises DllamaError for an architecture that cannot be run yet."""
+    architecture = source.spec.architecture
+    builder = _BUILDERS.get(architecture)
+    if builder is None:
+        able = ", ".join(known.value for known in _BUILDERS)
+        raise DllamaError(f"{source.path} is of the architecture {architecture.value}; those that can be run: {able}")
+    return builder(source.spec, source.tensors, options)
+
+
+def generation_seq_len(spec: ModelSpec, n_prompt_tokens: int, max_tokens: int, max_seq_len: int | None) -> int:
+    """Positions that the KV cache needs for a prompt and what is generated, within the model's context.
+
+    `max_seq_len` lowers the context, but never raises it above what the model was made for. Raises DllamaError when the
+    prompt alone does not fit.
+    """
+    context = min(spec.max_seq_len, max_seq_len or spec.max_seq_len)
+    check_prompt(n_prompt_tokens, context)
+    # The last token generated is never fed.
+    return min(context, n_prompt_tokens + max_tokens - 1)
