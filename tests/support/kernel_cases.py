@@ -43,13 +43,13 @@ def _q80_values(results: tuple[Array, ...]) -> Doubles:
 
 
 def _check_q80(x: Floats, results: tuple[Array, ...]) -> None:
-    """Exactly: scale = max|x| / 127, quant = round(x / scale) to even; the scale is kept as f16, and 0 means all 0."""
+    """Exactly: scale = max|x| / 127, quant = round(x * (1 / scale)) to even; all 0 where the scale vanishes in f16."""
     quants, scales, sums_times_minus8, scaled_sums = results
     blocks = x.reshape(len(x), -1, 32)
     exact_scales = np.abs(blocks).max(axis=2) / np.float32(127)
     expected_scales = exact_scales.astype(np.float16).astype(np.float32)
     divisors = np.where(expected_scales > 0, exact_scales, np.float32(np.inf))
-    expected_quants = np.rint(blocks / divisors[:, :, None]).astype(np.int8)
+    expected_quants = np.rint(blocks * (np.float32(1) / divisors)[:, :, None]).astype(np.int8)
     sums = expected_quants.sum(axis=2, dtype=np.int32)
     np.testing.assert_array_equal(quants, expected_quants.reshape(x.shape))
     np.testing.assert_array_equal(scales, expected_scales)

@@ -5,9 +5,11 @@ The requests and their results are described in kernel_check.cpp.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +83,9 @@ def build(folder: Path, *, cross: bool) -> Path:
 
     Raises UnavailableError where a tool is missing.
     """
-    cmake = shutil.which("cmake")
+    cmake, ninja = _python_tool("cmake"), _python_tool("ninja")
     if cmake is None:
-        raise UnavailableError("cmake is not installed")
+        raise UnavailableError("cmake is not installed; the extra `test` brings it")
     options = ["-DDLLAMA_BUILD_KERNEL_CHECK=ON"]
     if cross:
         if shutil.which(_CROSS_COMPILER) is None:
@@ -95,8 +97,8 @@ def build(folder: Path, *, cross: bool) -> Path:
             # So that the emulator needs no ARM libraries.
             "-DCMAKE_EXE_LINKER_FLAGS=-static",
         ]
-    if shutil.which("ninja"):
-        options += ["-G", "Ninja"]
+    if ninja is not None:
+        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     folder.mkdir(parents=True)
     _run([cmake, "-S", str(_REPOSITORY), "-B", str(folder), *options])
     _run([cmake, "--build", str(folder), "--config", "Release", "--parallel", "--target", "kernel_check"])
@@ -137,6 +139,12 @@ def shared_symbols(program: Path, *, cross: bool) -> list[str]:
     lines = _run([nm, "--defined-only", "-A", *objects]).splitlines()
     weak_kinds = {"W", "V", "u"}
     return [line for line in lines if line.split()[-2] in weak_kinds]
+
+
+def _python_tool(name: str) -> str | None:
+    """A program that may also come as a Python package, in an environment that is not on the path."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def _emulator() -> str | None:
