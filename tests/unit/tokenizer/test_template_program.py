@@ -1,0 +1,92 @@
+"""Templates behave as Hugging Face runs them, and a bad one ends in a sentence."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.tokenizer import template_program
+from dllama_gpu.tokenizer.template_program import TemplateProgram
+
+
+def render(source: str, **variables: object) -> str:
+    return TemplateProgram(source).render(variables)
+
+
+def test_blocks_are_trimmed_as_hugging_face_does() -> None:
+    assert render("{% if true %}\n  a\n  {% endif %}\nb") == "  a\nb"
+
+
+def test_json_is_written_as_it_is_said() -> None:
+    assert render("{{ x | tojson }}", x={"é": "<a>&'"}) == '{"é": "<a>&\'"}'
+    assert render("{{ x | tojson(indent=2) }}", x=[1]) == "[\n  1\n]"
+
+
+def test_loops_can_be_left_and_the_date_asked_for() -> None:
+    assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+    assert render("{{ strftime_now('%Y') }}") == str(datetime.now().year)
+
+
+def test_marks_for_training_are_passed_over() -> None:
+    assert render("a{% generation %}b{{ x }}{% endgeneration %}c", x=1) == "ab1c"
+
+
+def test_joins_work_in_every_place() -> None:
+    source = (
+        "{% macro m(x) %}[{{ x ~ '!' }}]{% endmacro %}{% set y = 'a' ~ 1 ~ none %}{{ m(y ~ 'b') ~ (y ~ y) | upper }}"
+    )
+    assert render(source) == "[a1Noneb!]A1NONEA1NONE"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% if %}", "cannot be understood (Expected an expression"),
+        ("{{ x | no_such_filter }}", "cannot be understood (No filter named 'no_such_filter'"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "cannot be understood"),
+        ("{% for i in x %}" * 60 + "{% endfor %}" * 60, "cannot be understood"),
+        ("{{ raise_exception('no tools please') }}", "does not take these messages (no tools please)"),
+        ("{{ x.y.z }}", "does not take these messages ('x' is undefined)"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ [1] + 2 }}", "can only concatenate list"),
+        ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
+        ("{% set x = [] %}{{ x.append(1) }}", "'append' of 'list' object is unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+        ("{{ range(10000000) | list }}", "Range too big"),
+        ("{{ 'x' * 100000000 }}", "makes a text of more than 16777216 characters"),
+        ("{{ 100000000 * [1] }}", "makes a text of more than 16777216 characters"),
+        ("{{ 9 ** 9 ** 9 }}", "raises to a power"),
+        (
+            "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "makes a text",
+        ),
+        (
+            "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+            "makes a text",
+        ),
+        ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "makes a text of more than 16777216 characters"),
+    ],
+)
+def test_a_template_that_fails_refuses_or_runs_away_ends_in_a_sentence(source: str, said: str) -> None:
+    with pytest.raises(DllamaError) as caught:
+        render(source)
+    assert said in str(caught.value)
+    assert "--chat-template" in str(caught.value)
+
+
+def test_loops_without_output_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_program, "MAX_STEPS", 1000)
+    nested = "{% for i in range(99) %}{% for j in range(99) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DllamaError, match="goes on for more than 1000 steps"):
+        render(nested)
+    assert render("{% for i in range(900) %}{% endfor %}") == ""
+
+
+def test_a_program_can_be_run_again_after_a_failure() -> None:
+    program = TemplateProgram("{{ x + 1 }}")
+    with pytest.raises(DllamaError):
+        program.render({"x": "a"})
+    assert program.render({"x": 1}) == "2"
