@@ -27,7 +27,10 @@ class IncrementalDetokenizer:
         """
         token = token_at(self._vocabulary, token_id)
         if self._vocabulary.kinds[token_id] not in HIDDEN:
-            return self._decoder.decode(token)
+            text = self._decoder.decode(token)
+            # Python's decoder waits for the rest of an encoded surrogate, which cannot become a character.
+            pending = self._decoder.getstate()[0]
+            return text + self.flush() if pending[:1] == b"\xed" and pending[1:] >= b"\xa0" else text
         return self.flush() + ("" if self._skip_special else token.decode("utf-8", "replace"))
 
     def flush(self) -> str:
