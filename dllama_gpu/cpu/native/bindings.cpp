@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bandwidth.hpp"
 #include "cpu_features.hpp"
 #include "ops.hpp"
 #include "packing.hpp"
@@ -75,6 +76,14 @@ void pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_colum
       pack_rows(weight, to, rows.row_major + row * rows.row_stride, rows.row_stride, first_row + row, n);
     }
   });
+}
+
+double read_rate_of(ThreadPool& pool, const py::array_t<uint64_t, py::array::c_style>& words) {
+  require(words.size() > 0, "there is nothing to read");
+  const uint64_t* data = words.data();
+  const auto n_words = static_cast<size_t>(words.size());
+  py::gil_scoped_release unlocked;
+  return read_rate(pool, data, n_words);
 }
 
 // Bytes of a Q80 buffer: quants, then three 4-byte numbers a block.
@@ -255,6 +264,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool")
       .def(py::init<int, bool>(), "n_threads"_a, "pin"_a, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("n_threads", &ThreadPool::n_threads);
+
+  m.def("read_rate", &read_rate_of, "pool"_a, "words"_a, "Bytes per second of one pass that reads a uint64 array.");
 
   py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a, "type"_a, "n_rows"_a, "n_columns"_a);
   py::class_<RowSource>(m, "RowSource")
