@@ -1,0 +1,1 @@
+"""What measures; METHODOLOGY.md says how."""

@@ -1,0 +1,103 @@
+"""Processes that the benchmark starts: each measures one thing once, alone, and is gone before the next begins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.measure import Job, Measurement, measurement_from_json, to_json
+from dllama_gpu.errors import DllamaError
+
+_REPOSITORY = Path(__file__).parent.parent
+_LONGEST_SECONDS = 1800
+OURS = "benchmarks.ours"
+PEER = "benchmarks.peers.llama_cpp"
+
+
+def measure_ours(job: Job) -> Measurement:
+    """Runs the job with dllama-gpu. Raises DllamaError when it fails."""
+    return measurement_from_json(_run(sys.executable, OURS, to_json(job)))
+
+
+def measure_peer(job: Job, python: str) -> Measurement:
+    """Runs the job with llama.cpp in the interpreter `python`. Raises DllamaError when it fails."""
+    return measurement_from_json(_run(python, PEER, to_json(job)))
+
+
+def measure_read_rate(n_threads: int, n_bytes: int) -> float:
+    """Bytes per second of a plain read loop. Raises DllamaError when it fails."""
+    return float(_run(sys.executable, "benchmarks.read_rate", str(n_threads), str(n_bytes)))
+
+
+def why_no_peer(python: str) -> str | None:
+    """None when the interpreter `python` has llama-cpp-python, else a sentence."""
+    try:
+        found = subprocess.run([python, "-c", "import llama_cpp"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{python} cannot be run ({error.strerror})"
+    if found.returncode == 0:
+        return None
+    return f"{python} cannot import llama_cpp ({_last_line(found.stderr) or f'status {found.returncode}'})"
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """Another process that uses all the time of a processor it is given, while the context lasts."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def confined_to(n_processors: int) -> Iterator[None]:
+    """Processes started meanwhile have only `n_processors` processors between them, where the system offers that.
+
+    Raises DllamaError when there are not so many, or when there are more and the system offers no way to choose.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        if (os.cpu_count() or 1) != n_processors:
+            raise DllamaError(
+                f"--contended with {n_processors} threads needs a machine of {n_processors} processors on this system"
+            )
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < n_processors:
+        raise DllamaError(f"--contended with {n_processors} threads needs so many processors, not {len(allowed)}")
+    os.sched_setaffinity(0, sorted(allowed)[:n_processors])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _run(python: str, module: str, *arguments: str) -> str:
+    """The last line that `python -m module arguments` prints."""
+    try:
+        done = subprocess.run(
+            [python, "-m", module, *arguments],
+            cwd=_REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DllamaError(f"{module} was ended after {_LONGEST_SECONDS} s; measure a smaller model") from None
+    if done.returncode != 0:
+        reason = _last_line(done.stderr) or f"status {done.returncode}"
+        raise DllamaError(f"{module} failed: {reason}")
+    return _last_line(done.stdout)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

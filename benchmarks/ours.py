@@ -1,0 +1,61 @@
+"""Measures dllama-gpu: `python -m benchmarks.ours JOB`, where JOB is a `Job` as JSON; prints a `Measurement`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import Job, job_from_json, measure, to_json
+from dllama_gpu import __version__
+from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.graph.batch import Batch, Row
+from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.model.open import open_model
+from launcher.guard import guarded
+
+
+class OurRunner:
+    """The model's program on the CPU device; see `benchmarks.measure.Runner`."""
+
+    def __init__(self, job: Job) -> None:
+        source = open_model(Path(job.model))
+        device = CpuDevice(job.n_threads)
+        options = GraphOptions(seq_len=job.seq_len)
+        self._max_rows = options.max_rows
+        self._program = device.compile(build_llama(source.spec, source.tensors, options), source)
+        self._batches: list[Batch] = []
+        self.program = f"dllama-gpu {__version__} ({device.kernels})"
+        self.vocab_size = source.spec.vocab_size
+
+    def clear(self) -> None:
+        """Nothing to do: positions from 0 on are written again before they are read."""
+
+    def prepare(self, tokens: Sequence[int], position: int) -> None:
+        """Cuts a long prompt into steps of the default size, as the engine does."""
+        rows = [Row(token, 0, position + i, i == len(tokens) - 1) for i, token in enumerate(tokens)]
+        self._batches = [Batch.of(rows[i : i + self._max_rows]) for i in range(0, len(rows), self._max_rows)]
+
+    def compute(self) -> None:
+        """One step, or several for a prompt of more rows than a step may have."""
+        for batch in self._batches:
+            self._program.run(batch)
+
+    def logits(self) -> Sequence[float]:
+        """Logits (vocab_size,) of the last token."""
+        logits: Sequence[float] = self._program.buffer("logits", 1)[0]
+        return logits
+
+
+def main() -> int:
+    """Measures the job on the command line."""
+    job = job_from_json(sys.argv[1])
+    start = time.perf_counter()
+    runner = OurRunner(job)
+    print(to_json(measure(runner, job, time.perf_counter() - start)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
