@@ -1,0 +1,114 @@
+"""Reading of the command line: a parser that answers in sentences, and the options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dllama_gpu.errors import DllamaError
+
+Options = argparse.Namespace
+
+_LARGEST_NUMBER = (1 << 31) - 1
+
+
+class UsageError(DllamaError):
+    """The command line is wrong; `program` is the command whose `--help` explains it."""
+
+    def __init__(self, message: str, program: str) -> None:
+        super().__init__(f"{message}; see `{program} --help`")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print its usage and exit. Options must be written out."""
+
+    def __init__(
+        self, prog: str, usage: str | None = None, description: str | None = None, epilog: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - is written --option=-value)"
+        raise UsageError(message, self.prog)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Options:  # type: ignore[override]
+        """The options in `args`. Raises UsageError, with the closest option there is for an unknown one."""
+        options, rest = self.parse_known_args(args)
+        if rest:
+            name = rest[0].partition("=")[0]
+            known = [text for action in self._actions for text in action.option_strings]
+            close = difflib.get_close_matches(name, known, n=1)
+            what = "option" if name.startswith("-") else "argument"
+            self.error(f"unknown {what} {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+        return options
+
+
+def whole_number(lowest: int, highest: int = _LARGEST_NUMBER) -> Callable[[str], int]:
+    """A type for options: a whole number from `lowest` to `highest`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not lowest <= value <= highest:
+            limits = f"at least {lowest}" if value < lowest else f"at most {highest}"
+            raise argparse.ArgumentTypeError(f"{value} is out of range, it must be {limits}")
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """A type for options: any number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def add_model_arguments(parser: Parser) -> None:
+    """Declares --model and --tokenizer."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=True, type=Path, metavar="FILE", help="model: a GGUF or .m file")
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer: a .t or GGUF file (default: the one inside --model)"
+    )
+
+
+def add_device_arguments(parser: Parser) -> None:
+    """Declares what decides where and how the model is computed."""
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="where to compute (default: the best there is)"
+    )
+    group.add_argument(
+        "--nthreads",
+        type=whole_number(1),
+        metavar="N",
+        help="CPU threads (default: one for each processor this process may use)",
+    )
+    group.add_argument(
+        "--pin-threads",
+        action="store_true",
+        help="keep each thread on one processor (Linux): steadier on an idle machine, slower on a busy one",
+    )
+    group.add_argument(
+        "--buffer-float-type",
+        choices=("q80", "f32"),
+        default="q80",
+        help="number format of activations that meet quantized weights: q80 is fast, f32 exact (default: q80)",
+    )

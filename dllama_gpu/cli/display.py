@@ -1,0 +1,144 @@
+"""What a person sees: the model's text on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_PATIENCE_SECONDS = 0.3
+_LINE_EVERY_SECONDS = 10.0
+# What a model writes must not move the cursor, colour the terminal or ring: control characters, ESC among them.
+_HARMFUL = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
+
+Advance = Callable[[int, int], None]
+"""Told (done, total)."""
+
+
+def note(label: str, text: str) -> None:
+    """Writes one labelled line to standard error."""
+    print(f"{label:<12} {text}", file=sys.stderr, flush=True)
+
+
+def blank_line() -> None:
+    """Sets apart what follows on standard error."""
+    print(file=sys.stderr, flush=True)
+
+
+class TextOutput:
+    """Standard output as a place for text that comes in pieces.
+
+    On a terminal the prompt stands dimmed before it and control characters are taken out; a file or a pipe gets the
+    generated text alone, as it is.
+    """
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stdout.isatty()
+        self._last = "\n"
+        if hasattr(sys.stdout, "reconfigure"):  # not where a test has put something else there
+            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
+
+    def show_prompt(self, text: str) -> None:
+        """Writes the text that will be continued, on a terminal only."""
+        if self._on_terminal:
+            from rich.console import Console
+            from rich.text import Text
+
+            shown = Text(text.translate(_HARMFUL), style="dim")
+            Console(highlight=False, soft_wrap=True).print(shown, end="")
+            sys.stdout.flush()
+            self._last = text[-1:]
+
+    def write(self, piece: str) -> None:
+        """Writes a piece of text at once."""
+        if self._on_terminal:
+            piece = piece.translate(_HARMFUL)
+        if piece:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            self._last = piece[-1]
+
+    def end(self) -> None:
+        """Ends the last line if it has no end yet."""
+        if self._last != "\n":
+            self.write("\n")
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Advance]:
+    """A progress display on standard error for something that takes more than a moment.
+
+    A bar on a terminal, which is gone when it is done; elsewhere a line every ten seconds. `unit` is "bytes" or what is
+    counted.
+    """
+    display = _Bar(title, unit) if sys.stderr.isatty() else _Lines(title)
+    try:
+        yield display.advance
+    finally:
+        display.close()
+
+
+class _Bar:
+    def __init__(self, title: str, unit: str) -> None:
+        self._title = title
+        self._unit = unit
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+
+    def advance(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._started < _PATIENCE_SECONDS:
+                return
+            self._bar = self._make_bar()
+            self._bar.start()
+            self._bar.add_task(self._title, total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _make_bar(self) -> Progress:
+        from rich import progress as rich_progress
+        from rich.console import Console
+
+        count: rich_progress.ProgressColumn = (
+            rich_progress.DownloadColumn(binary_units=True)
+            if self._unit == "bytes"
+            else rich_progress.TextColumn("{task.completed:.0f}/{task.total:.0f} " + self._unit)
+        )
+        return rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            count,
+            rich_progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+
+class _Lines:
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._written = time.monotonic()
+
+    def advance(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._written >= _LINE_EVERY_SECONDS:
+            self._written = now
+            print(f"{self._title}: {100 * done // max(total, 1)} %", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves nothing to take back."""
+
+
+def size_text(n_bytes: int) -> str:
+    """A size for people: `81.6 MiB`, `3.2 GiB`."""
+    if n_bytes >= 1 << 30:
+        return f"{n_bytes / (1 << 30):.1f} GiB"
+    return f"{n_bytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,170 @@
+"""`dllama-gpu inference`: continues a prompt and says how fast it was."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dllama_gpu.cli.arguments import (
+    Options,
+    Parser,
+    UsageError,
+    add_device_arguments,
+    add_model_arguments,
+    whole_number,
+)
+from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_text
+from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
+from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
+from dllama_gpu.cli.text_file import read_text
+
+if TYPE_CHECKING:
+    from dllama_gpu.engine.generation import FinishReason, Generation, GenerationStatistics
+    from dllama_gpu.tokenizer.tokenizer import Tokenizer
+
+PROGRAM = "dllama-gpu inference"
+DESCRIPTION = """Continue a prompt, or answer it with --chat.
+
+The text goes to standard output as it is made; what is said about model and speed goes to
+standard error. On a terminal the prompt is shown before the text; a pipe or a file gets the
+generated text alone."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    add_model_arguments(parser)
+    prompt = parser.add_argument_group("prompt")
+    source = prompt.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    source.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="the same out of a UTF-8 file; - reads standard input"
+    )
+    prompt.add_argument(
+        "--chat", action="store_true", help="the prompt is a question: wrap it in the model's chat template"
+    )
+    prompt.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help="use this template in place of the model's: llama2, llama3, deepseek3 or chatml",
+    )
+    prompt.add_argument("--system", metavar="TEXT", help="system message for --chat")
+    text = parser.add_argument_group("generation")
+    text.add_argument(
+        "--steps",
+        type=whole_number(1),
+        default=128,
+        metavar="N",
+        help="tokens to generate at most, the prompt not counted (default: %(default)s)",
+    )
+    text.add_argument("--ignore-eos", action="store_true", help="go on when the model ends its text")
+    text.add_argument(
+        "--max-seq-len",
+        type=whole_number(1),
+        metavar="N",
+        help="context to use, in tokens; lowers the model's own, never raises it",
+    )
+    text.add_argument(
+        "--prefill-chunk",
+        type=whole_number(1, 8192),
+        default=128,
+        metavar="N",
+        help="prompt tokens computed in one step (default: %(default)s)",
+    )
+    text.add_argument("--no-benchmark", action="store_true", help="do not print how fast it was")
+    add_sampling_arguments(parser)
+    add_device_arguments(parser)
+
+
+def run(options: Options) -> int:
+    """Generates the text."""
+    sampling = sampling_params(options, PROGRAM)
+    if (options.system is not None or options.chat_template is not None) and not options.chat:
+        raise UsageError("--system and --chat-template say how to ask with --chat; add it", PROGRAM)
+    prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
+
+    from dllama_gpu.cli.loading import load_program, make_device
+    from dllama_gpu.engine.generation import Generation, GenerationRequest
+    from dllama_gpu.engine.loading import generation_seq_len, open_with_tokenizer
+
+    device = make_device(options)
+    with open_with_tokenizer(options.model, options.tokenizer) as model:
+        ids = encode_prompt(model.tokenizer, prompt, options)
+        seq_len = generation_seq_len(model.spec, len(ids), options.steps, options.max_seq_len)
+        loaded = load_program(model, device, options, seq_len, max_rows=min(options.prefill_chunk, len(ids)))
+        note("sampling", describe_sampling(sampling))
+        blank_line()
+        request = GenerationRequest(
+            prompt=ids,
+            max_tokens=options.steps,
+            sampling=sampling,
+            end_ids=frozenset() if options.ignore_eos else frozenset(model.tokenizer.eos_ids),
+            n_known_ids=model.tokenizer.vocab_size,
+        )
+        generation = Generation(loaded.program, request)
+        try:
+            print_text(generation, model.tokenizer, shown_prompt="" if options.chat else prompt)
+        except KeyboardInterrupt:
+            if not options.no_benchmark:
+                print_benchmark(generation.statistics, "stopped by Ctrl-C", loaded.seconds)
+            return INTERRUPTED
+    if not options.no_benchmark:
+        print_benchmark(generation.statistics, describe_end(generation.finish_reason, seq_len), loaded.seconds)
+    return SUCCESS
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, options: Options) -> list[int]:
+    """Ids of the prompt, as a chat if that is wanted. Raises DllamaError when its template cannot be used."""
+    if not options.chat:
+        return tokenizer.encode(prompt)
+    from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
+
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    template = ChatTemplate.for_tokenizer(tokenizer, options.chat_template)
+    return encode_chat(template, tokenizer, [*system, {"role": "user", "content": prompt}])
+
+
+def print_text(generation: Generation, tokenizer: Tokenizer, shown_prompt: str) -> None:
+    """Writes the text as it is made; a long prompt gets a progress display first."""
+    output = TextOutput()
+    stream = tokenizer.stream()
+    with progress("reading the prompt", "tokens") as advance:
+        texts = map(stream.push, generation.tokens(advance))
+        first = next(texts, "")
+    try:
+        output.show_prompt(shown_prompt)
+        for piece in chain((first,), texts):
+            output.write(piece)
+        output.write(stream.flush())
+    finally:
+        output.end()
+
+
+def describe_end(reason: FinishReason | None, seq_len: int) -> str:
+    """Why the text ended, for people."""
+    from dllama_gpu.engine.generation import FinishReason
+
+    if reason is FinishReason.END_TOKEN:
+        return "the model ended its text"
+    if reason is FinishReason.CONTEXT_FULL:
+        return f"the context of {seq_len} positions is full"
+    return "as many tokens as --steps says"
+
+
+def print_benchmark(statistics: GenerationStatistics, end: str, load_seconds: float) -> None:
+    """Writes the benchmark block."""
+    from dllama_gpu.engine.machine import peak_memory
+
+    blank_line()
+    for label, n_tokens, seconds in (
+        ("prefill", statistics.n_prompt_tokens, statistics.prefill_seconds),
+        ("decode", statistics.n_decoded_tokens, statistics.decode_seconds),
+    ):
+        rate = f"{n_tokens / seconds:10.2f} tokens/s {1000 * seconds / n_tokens:9.2f} ms/token" if n_tokens else ""
+        note(label, f"{n_tokens:6d} tokens {rate}")
+    if statistics.time_to_first_token is not None:
+        note("first token", f"{1000 * statistics.time_to_first_token:9.2f} ms")
+    note("loading", f"{1000 * load_seconds:9.2f} ms")
+    peak = peak_memory()
+    note("peak memory", "unknown" if peak is None else size_text(peak))
+    note("end", end)

@@ -1,0 +1,73 @@
+"""Loading as commands do it: with progress, and with what a person wants to know about the model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.display import note, progress, size_text
+from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.engine.loading import OpenModel, build_graph
+from dllama_gpu.engine.machine import available_memory
+from dllama_gpu.graph.batch import Device, Program
+from dllama_gpu.graph.graph import BufferType, Graph
+from dllama_gpu.graph.llama import GraphOptions, weight_types
+from dllama_gpu.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """A program ready to run, and how long its weights took to load."""
+
+    program: Program
+    seconds: float
+
+
+def make_device(options: Options) -> Device:
+    """The device that --device, --nthreads and --pin-threads ask for. Raises DllamaError when it cannot be had."""
+    return CpuDevice(options.nthreads, pin=options.pin_threads)
+
+
+def load_program(model: OpenModel, device: Device, options: Options, seq_len: int, max_rows: int) -> LoadedProgram:
+    """Builds the graph for a context of `seq_len` and steps of `max_rows`, and loads its weights.
+
+    Raises DllamaError when the model cannot be run.
+    """
+    started = time.perf_counter()
+    graph = build_graph(
+        model.source,
+        GraphOptions(
+            max_rows=max_rows,
+            seq_len=seq_len,
+            buffer_type=BufferType(options.buffer_float_type),
+        ),
+    )
+    _describe(model, graph, device)
+    with progress("loading weights", "bytes") as advance:
+        program = device.compile(graph, model.source, advance)
+    return LoadedProgram(program, time.perf_counter() - started)
+
+
+def _describe(model: OpenModel, graph: Graph, device: Device) -> None:
+    note("model", f"{model.source.path.name}: {_shape(model.spec)}")
+    types = sorted(weight_types(graph).items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{float_type.value} {size_text(size)}" for float_type, size in types)
+    note("weights", f"{size_text(graph.weight_bytes())} ({parts})")
+    note(
+        "context",
+        f"{graph.seq_len} of the {model.spec.max_seq_len} positions that the model allows, "
+        f"KV cache {size_text(graph.kv_cache_bytes())}",
+    )
+    note("device", device.name)
+    needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), available_memory()
+    if available is not None and needed > available:
+        note(
+            "warning",
+            f"weights and KV cache take {size_text(needed)}, but only {size_text(available)} of memory are free; the "
+            "system may become slow or end this program",
+        )
+
+
+def _shape(spec: ModelSpec) -> str:
+    return f"{spec.architecture.value}, {spec.n_layers} layers, dim {spec.dim}, vocabulary {spec.vocab_size}"
