@@ -70,7 +70,6 @@ class Generation:
         request: GenerationRequest,
         *,
         slot: int = 0,
-        on_prefill: PrefillProgress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_prompt(len(request.prompt), program.graph.seq_len)
@@ -79,7 +78,6 @@ class Generation:
         self._program = program
         self._request = request
         self._slot = slot
-        self._on_prefill = on_prefill
         self._clock = clock
         self._sampler = Sampler(request.sampling, request.prompt, request.n_known_ids)
         self._n_prompt_done = 0
@@ -100,12 +98,12 @@ class Generation:
             time_to_first_token=self._first_token_seconds,
         )
 
-    def tokens(self) -> Iterator[int]:
+    def tokens(self, on_prefill: PrefillProgress | None = None) -> Iterator[int]:
         """Yields each token as soon as it is chosen; at the end `finish_reason` says why it is the end.
 
         Raises DllamaError when the logits are not finite numbers.
         """
-        self._prefill()
+        self._prefill(on_prefill)
         started = self._clock()
         token = self._choose()
         self._first_token_seconds = self._prefill_seconds + self._clock() - started
@@ -122,7 +120,7 @@ class Generation:
             self._decode_seconds += self._clock() - started
             position += 1
 
-    def _prefill(self) -> None:
+    def _prefill(self, on_prefill: PrefillProgress | None) -> None:
         prompt = self._request.prompt
         for chunk in chunks(len(prompt), self._program.graph.max_rows):
             started = self._clock()
@@ -130,8 +128,8 @@ class Generation:
             self._program.run(Batch.of(rows))
             self._prefill_seconds += self._clock() - started
             self._n_prompt_done = chunk.stop
-            if self._on_prefill is not None:
-                self._on_prefill(chunk.stop, len(prompt))
+            if on_prefill is not None:
+                on_prefill(chunk.stop, len(prompt))
 
     def _row(self, token: int, position: int, *, wants_logits: bool) -> Row:
         return Row(token, self._slot, position, wants_logits, self._sampler.row_temperature)
@@ -157,14 +155,11 @@ def chunks(n_rows: int, max_rows: int) -> Iterator[range]:
         yield range(begin, min(begin + max_rows, n_rows))
 
 
-def check_prompt(n_tokens: int, seq_len: int) -> None:
-    """Raises DllamaError unless a prompt of `n_tokens` has something to feed and fits `seq_len` positions."""
+def check_prompt(n_tokens: int, seq_len: int, remedy: str = "shorten it") -> None:
+    """Raises DllamaError, with the `remedy`, for a prompt of no tokens or more than `seq_len`."""
     if n_tokens == 0:
         raise DllamaError(
             "the prompt is empty, and this model begins texts with no token of its own; give it some text"
         )
     if n_tokens > seq_len:
-        raise DllamaError(
-            f"the prompt has {n_tokens} tokens, but the context holds {seq_len}; shorten the prompt, "
-            "or raise --max-seq-len where the model allows more"
-        )
+        raise DllamaError(f"the prompt has {n_tokens} tokens, but the context holds {seq_len}; {remedy}")

@@ -85,6 +85,7 @@ def generation_seq_len(spec: ModelSpec, n_prompt_tokens: int, max_tokens: int, m
     prompt alone does not fit.
     """
     context = min(spec.max_seq_len, max_seq_len or spec.max_seq_len)
-    check_prompt(n_prompt_tokens, context)
+    raisable = f", or raise --max-seq-len: the model allows {spec.max_seq_len}" if context < spec.max_seq_len else ""
+    check_prompt(n_prompt_tokens, context, "shorten it" + raisable)
     # The last token generated is never fed.
     return min(context, n_prompt_tokens + max_tokens - 1)

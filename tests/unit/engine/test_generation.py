@@ -142,10 +142,9 @@ def test_statistics_tell_the_steps_apart_and_leave_out_the_callers_time() -> Non
     generation = Generation(
         FakeProgram(counts_up, max_rows=4),
         request,
-        on_prefill=lambda done, total: progress.append((done, total)),
         clock=lambda: next(times),
     )
-    assert list(generation.tokens()) == [6, 7, 8]
+    assert list(generation.tokens(lambda done, total: progress.append((done, total)))) == [6, 7, 8]
     statistics = generation.statistics
     assert (statistics.n_prompt_tokens, statistics.prefill_seconds) == (6, 5.0)
     assert statistics.time_to_first_token == 5.5
