@@ -14,12 +14,12 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize as dequantize_ggml
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.gguf_header import GgufTensor, MetadataValue, read_gguf_header
+from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.model.codecs import dequantize, quantize, row_chunks
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.model.gguf_header import GgufTensor, MetadataValue, read_gguf_header
 from dllama_gpu.model.gguf_spec import Metadata, spec_from_metadata
 from dllama_gpu.model.m_format import layer_layout
-from dllama_gpu.model.mapped_file import MappedFile
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.gguf_header import MetadataValue
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.model.gguf_header import MetadataValue
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
 from dllama_gpu.model.spec_check import check_spec

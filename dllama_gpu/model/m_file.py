@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.model import m_format
 from dllama_gpu.model.m_format import HeaderKey
-from dllama_gpu.model.mapped_file import MappedFile
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
 

@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.model import m_format
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.m_file import MFile
-from dllama_gpu.model.mapped_file import MappedFile
 from dllama_gpu.model.source import ModelSource
 
 _M_STARTS = tuple(struct.pack("<I", magic) for magic in (m_format.MAGIC, *m_format.OLD_MAGICS))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.gguf_header import read_gguf_metadata
 from dllama_gpu.tokenizer.byte_alphabet import decode_token
 from dllama_gpu.tokenizer.byte_pair import BytePairEncoder
-from dllama_gpu.tokenizer.gguf_metadata import read_gguf_metadata
 from dllama_gpu.tokenizer.pretokenizer import PreTokenizer, named_pre_tokenizer
 from dllama_gpu.tokenizer.sentence_piece import SPACE, SentencePieceEncoder
 from dllama_gpu.tokenizer.t_file import TokenizerFile

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.tokenizer import gguf_metadata, t_file
+from dllama_gpu.formats import gguf_header
+from dllama_gpu.tokenizer import t_file
 from dllama_gpu.tokenizer.gguf_vocabulary import tokenizer_from_gguf
 from dllama_gpu.tokenizer.t_vocabulary import tokenizer_from_t_file
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
         raise DllamaError(f"there is no tokenizer {path}; check the path") from error
     except OSError as error:
         raise DllamaError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-    if head.startswith(gguf_metadata.MAGIC):
+    if head.startswith(gguf_header.MAGIC):
         return tokenizer_from_gguf(path)
     magic = int.from_bytes(head[:4], "little")
     if magic in _MODEL_MAGICS:

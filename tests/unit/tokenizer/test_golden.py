@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import regex
 
+from dllama_gpu.formats.gguf_header import read_gguf_metadata
 from dllama_gpu.tokenizer import Tokenizer, open_tokenizer, t_file_from_gguf, tokenizer_from_t_file, write_t_file
 from dllama_gpu.tokenizer.byte_alphabet import decode_token
-from dllama_gpu.tokenizer.gguf_metadata import read_gguf_metadata
 from dllama_gpu.tokenizer.t_file import TokenizerFile
 from tests.unit.tokenizer.small_vocabularies import merge_word
 

@@ -26,7 +26,7 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
         (b'\n {"version": "1.0"}', "is JSON, probably a Hugging Face tokenizer.json, which is not read directly"),
         (b"PK\x03\x04", "is neither a `.t` nor a GGUF file (it begins with b'PK\\x03\\x04')"),
         (b"", "is neither a `.t` nor a GGUF file (it begins with b'')"),
-        (b"GGUF", "ends too early"),
+        (b"GGUF", "the file ends at byte 4"),
         (struct.pack("<I", 0x567124), "ends too early: the header size takes 4 bytes at byte 4, 0 are left"),
     ],
 )

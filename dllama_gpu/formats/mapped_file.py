@@ -22,10 +22,10 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.is_dir():
-            raise DllamaError(f"{path} is a folder; give the path of a model file (.gguf or .m)")
+            raise DllamaError(f"{path} is a folder; give the path of a file in it")
         try:
             if path.exists() and not path.is_file():
-                raise DllamaError(f"{path} is a device or pipe; give the path of a model file (.gguf or .m)")
+                raise DllamaError(f"{path} is a device or pipe; give the path of an ordinary file")
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:

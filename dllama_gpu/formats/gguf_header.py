@@ -12,17 +12,18 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.model.mapped_file import MappedFile
+from dllama_gpu.formats.mapped_file import MappedFile
 
 MetadataValue: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
-_MAGIC = b"GGUF"
+MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _LARGEST_ALIGNMENT = 1 << 20
@@ -76,8 +77,8 @@ def read_gguf_header(file: MappedFile) -> GgufHeader:
     Raises DllamaError, saying where, when the file is no GGUF file, or is damaged or truncated.
     """
     reader = _Reader(file)
-    if file.buffer[:4] != _MAGIC:
-        raise DllamaError(f"{file.path} is no GGUF file: it starts with {file.buffer[:4]!r} instead of {_MAGIC!r}")
+    if file.buffer[:4] != MAGIC:
+        raise DllamaError(f"{file.path} is no GGUF file: it starts with {file.buffer[:4]!r} instead of {MAGIC!r}")
     reader.position = 4
     version = reader.integer("<I", "the version")
     if version & 0xFFFF == 0 and version:
@@ -98,6 +99,15 @@ def read_gguf_header(file: MappedFile) -> GgufHeader:
         raise DllamaError(f"{file.path}: general.alignment is {alignment}, but a power of two is wanted")
     data_start = -(-reader.position // alignment) * alignment
     return GgufHeader(metadata, _place_tensors(file, entries, data_start, alignment))
+
+
+def read_gguf_metadata(path: Path) -> dict[str, MetadataValue]:
+    """The metadata of a GGUF file by key. Raises DllamaError as `read_gguf_header` and `MappedFile` do."""
+    file = MappedFile(path)
+    try:
+        return read_gguf_header(file).metadata
+    finally:
+        file.close()
 
 
 def _place_tensors(
