@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from benchmarks.findings import PHASES, Comparison, Results, Spread, agreement, rate, ratios, times_of_reading
 from benchmarks.measure import Measurement
-from benchmarks.results import PHASES, Comparison, Results, Spread, agreement, rate, ratios, times_of_reading
 
 _MIB = 2**20
 _NONE = "–"

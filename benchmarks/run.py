@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import children
+from benchmarks.findings import PHASES, Comparison, Contention, Results, Round, Settings, agreement, rate
 from benchmarks.machine import this_machine
 from benchmarks.measure import Job, Measurement
 from benchmarks.models import MODEL_NAMES, model_file
 from benchmarks.report import markdown
-from benchmarks.results import PHASES, Comparison, Contention, Results, Round, Settings, agreement, rate
 from benchmarks.work import work_of_model
 from dllama_gpu.cpu.device import available_threads
 from dllama_gpu.errors import DllamaError
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", default=_DEFAULT_THREADS, metavar="N,…", help="thread counts (%(default)s)")
     parser.add_argument("--rounds", type=int, help="how often each program is started (5)")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="(%(default)s)")
-    parser.add_argument("--decode-tokens", type=int, default=64, metavar="N", help="(%(default)s)")
+    parser.add_argument("--decode-tokens", type=int, metavar="N", help="(64)")
     parser.add_argument(
         "--contended", action="store_true", help="also measure decode while another process keeps a processor busy"
     )
@@ -84,15 +84,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    rounds = options.rounds if options.rounds is not None else 1 if options.quick else 5
+    default_rounds, default_decode_tokens, repetitions = (1, 16, 1) if options.quick else (5, 64, 3)
+    rounds = default_rounds if options.rounds is None else options.rounds
+    decode_tokens = default_decode_tokens if options.decode_tokens is None else options.decode_tokens
     for name, value in (
         ("--rounds", rounds),
         ("--prompt-tokens", options.prompt_tokens),
-        ("--decode-tokens", options.decode_tokens),
+        ("--decode-tokens", decode_tokens),
     ):
         if value < 1:
             raise DllamaError(f"{name} must be 1 or more, not {value}")
-    return Settings(options.prompt_tokens, options.decode_tokens, 1 if options.quick else 3, rounds)
+    return Settings(options.prompt_tokens, decode_tokens, repetitions, rounds)
 
 
 def _thread_counts(text: str) -> list[int]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.children import why_no_peer
+from benchmarks.findings import Comparison, Contention, Results, Round, Settings, agreement, ratios, times_of_reading
 from benchmarks.machine import Machine
 from benchmarks.measure import N_LOGITS, Job, Measurement, job_from_json, measure, measurement_from_json, to_json
 from benchmarks.report import markdown
-from benchmarks.results import Comparison, Contention, Results, Round, Settings, agreement, ratios, times_of_reading
 from benchmarks.synthetic import write_gguf
 from benchmarks.work import Work, work_of_model
 from tests.support.models import small_spec
