@@ -1,5 +1,6 @@
 """Continues a text with a model file: the whole way from ids to text in one page.
 
+Run it as:
 python examples/generate.py models/smollm2_135m_instruct/SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France"
 """
 
@@ -33,4 +34,4 @@ def main(model_path: str, prompt: str, max_tokens: int = 32) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1], sys.argv[2])

@@ -1,5 +1,6 @@
 """The most likely next tokens after a text, with their probabilities.
 
+Run it as:
 python examples/next_token.py models/smollm2_135m_instruct/SmolLM2-135M-Instruct.Q4_1.gguf "Roses are"
 """
 
@@ -29,4 +30,4 @@ def main(model_path: str, text: str, n_shown: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1], sys.argv[2])
