@@ -12,11 +12,12 @@ from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.memory import Arena, zeroed
 from dllama_gpu.cpu.weights import LoadedWeights
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.batch import Batch
+from dllama_gpu.graph.batch import Batch, ExchangeHandler
 from dllama_gpu.graph.graph import (
     Attention,
     BufferType,
     Embed,
+    Exchange,
     GatedMatmul,
     Graph,
     Matmul,
@@ -47,10 +48,15 @@ class CpuProgram:
         self._op_names: list[str] = []
         self._add_buffers()
         self._add_caches()
-        for op in graph.ops:
-            _EMITTERS[type(op)](self, op)
-            # Some ops take two native ones.
-            self._op_names += [type(op).__name__] * (self._program.n_ops - len(self._op_names))
+        # Native ops [begin, end) and the exchange behind them.
+        self._segments: list[tuple[int, int, Exchange | None]] = []
+        for ops, exchange in graph.segments():
+            begin = self._program.n_ops
+            for op in ops:
+                _EMITTERS[type(op)](self, op)
+                # Some ops take two native ones.
+                self._op_names += [type(op).__name__] * (self._program.n_ops - len(self._op_names))
+            self._segments.append((begin, self._program.n_ops, exchange))
 
     @property
     def graph(self) -> Graph:
@@ -62,15 +68,28 @@ class CpuProgram:
         """The graph op that each native op belongs to."""
         return self._op_names
 
-    def run(self, batch: Batch) -> None:
-        """Computes one step. Raises DllamaError when a row lies outside the graph's sizes."""
-        batch.check(self._graph)
-        self._program.run(_step(batch))
+    def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
+        """Computes one step; see `dllama_gpu.graph.batch.Program.run`."""
+        step = _step(batch)
+        self._run_segments(lambda begin, end: self._program.run(step, begin, end), batch, exchange)
 
-    def run_timed(self, batch: Batch, seconds: npt.NDArray[np.float64]) -> None:
+    def run_timed(
+        self, batch: Batch, seconds: npt.NDArray[np.float64], exchange: ExchangeHandler | None = None
+    ) -> None:
         """The same; adds the seconds each native op took to `seconds` (len(op_names),), waiting included."""
+        step = _step(batch)
+        self._run_segments(lambda begin, end: self._program.run_timed(step, begin, end, seconds), batch, exchange)
+
+    def _run_segments(
+        self, run_ops: Callable[[int, int], None], batch: Batch, exchange: ExchangeHandler | None
+    ) -> None:
         batch.check(self._graph)
-        self._program.run_timed(_step(batch), seconds)
+        for begin, end, wanted in self._segments:
+            run_ops(begin, end)
+            if wanted is not None:
+                if exchange is None:
+                    raise DllamaError("this graph is one node's share of a model; it runs only within a cluster")
+                exchange(wanted, batch)
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
         """The first `n_rows` rows of a buffer: a view for F32 and I32, a copy for Q80 (f32 values)."""
@@ -139,6 +158,8 @@ class CpuProgram:
             self._caches[op.cache],
             self._buffers[op.out],
             op.n_heads,
+            op.group,
+            op.first_head,
             op.scale,
             self._attention_work[key],
         )

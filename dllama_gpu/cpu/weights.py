@@ -70,7 +70,7 @@ def _uses(graph: Graph) -> tuple[set[str], set[str], set[str]]:
     packed: set[str] = set()
     looked_up: set[str] = set()
     norms: set[str] = set()
-    for op in graph.ops:
+    for op in graph.steps:
         if isinstance(op, Matmul):
             packed.add(op.weight)
         elif isinstance(op, GatedMatmul):

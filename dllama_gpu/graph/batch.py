@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.graph import Exchange, Graph
 from dllama_gpu.model.source import ModelSource
 
 IntArray = npt.NDArray[np.int32]
@@ -72,6 +72,13 @@ class Batch:
             raise DllamaError("a row's temperature must be above 0")
 
 
+class ExchangeHandler(Protocol):
+    """Carries out an exchange between the nodes of a cluster."""
+
+    def __call__(self, exchange: Exchange, batch: Batch) -> None:
+        """Returns when this node's buffers hold the result."""
+
+
 class Program(Protocol):
     """A graph compiled for one device, its weights loaded."""
 
@@ -79,8 +86,12 @@ class Program(Protocol):
     def graph(self) -> Graph:
         """What was compiled."""
 
-    def run(self, batch: Batch) -> None:
-        """Computes one step; releases the GIL. Buffers hold the results until the next run."""
+    def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
+        """Computes one step; releases the GIL. Buffers hold the results until the next run.
+
+        A graph of a cluster's node stops at every exchange and calls `exchange`, which reads and writes `buffer` views.
+        Raises DllamaError when a row lies outside the graph's sizes, or when there is an exchange and no handler.
+        """
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
         """The first `n_rows` rows of a buffer as an array (n_rows, width): a view for F32 and I32, a copy for Q80."""

@@ -8,19 +8,22 @@ from typing import Any
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.graph import (
+    AllReduce,
     Attention,
+    Broadcast,
     Buffer,
     BufferType,
     Embed,
     GatedMatmul,
+    GatherCandidates,
     Graph,
     KvCache,
     Matmul,
-    Op,
     RmsNorm,
     RopeAngles,
     RopeStore,
     Rows,
+    Step,
     TopCandidates,
     Weight,
 )
@@ -64,10 +67,10 @@ class _Checker:
             self.sizes((f"{cache.name}.n_kv_heads", cache.n_kv_heads), (f"{cache.name}.head_dim", cache.head_dim))
         for weight in graph.weights:
             self.weight_shape(weight)
-        for number, op in enumerate(graph.ops):
-            self.where = f"op {number} ({type(op).__name__})"
-            self.require(type(op) in _CHECKS, "is of an unknown kind")
-            _CHECKS[type(op)](self, op)
+        for number, step in enumerate(graph.steps):
+            self.where = f"step {number} ({type(step).__name__})"
+            self.require(type(step) in _CHECKS, "is of an unknown kind")
+            _CHECKS[type(step)](self, step)
 
     def require(self, condition: bool, message: str) -> None:
         if not condition:
@@ -118,10 +121,8 @@ class _Checker:
 
     def cache(self, name: str, n_heads: int) -> KvCache:
         self.require(name in self.caches, f"names an unknown cache {name}")
-        cache = self.caches[name]
-        fits = n_heads > 0 and n_heads % cache.n_kv_heads == 0
-        self.require(fits, f"has {n_heads} query heads over {cache.n_kv_heads} KV heads; it must be a multiple")
-        return cache
+        self.sizes(("n_heads", n_heads))
+        return self.caches[name]
 
     def same_rows(self, *buffers: Buffer) -> None:
         self.require(len({buffer.rows for buffer in buffers}) == 1, "mixes buffers of all rows and of logit rows")
@@ -180,6 +181,9 @@ class _Checker:
     def attention(self, op: Attention) -> None:
         cache = self.cache(op.cache, op.n_heads)
         self.require(op.cache in self.filled, f"reads {op.cache} before keys and values are written to it")
+        self.require(0 <= op.first_head < op.group, f"begins with head {op.first_head} of a group of {op.group}")
+        last = (op.first_head + op.n_heads - 1) // op.group
+        self.require(last < cache.n_kv_heads, f"needs KV head {last} of {cache.n_kv_heads}")
         qkv = self.reads(op.qkv, (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim)
         out = self.writes(op.out, op.n_heads * cache.head_dim, (BufferType.F32, BufferType.Q80))
         self.require(qkv.rows is Rows.ALL and out.rows is Rows.ALL, "needs buffers of all rows")
@@ -193,8 +197,25 @@ class _Checker:
         self.require(logits.rows is Rows.LOGITS, "looks for candidates in a buffer of all rows")
         self.same_rows(logits, values, ids, log_sum_exp)
 
+    def all_reduce(self, step: AllReduce) -> None:
+        if step.contributes:
+            self.reads(step.buffer)
+        self.writes(step.buffer)
 
-_CHECKS: dict[type[Op], Callable[[_Checker, Any], None]] = {
+    def broadcast(self, step: Broadcast) -> None:
+        self.writes(step.buffer)
+
+    def gather_candidates(self, step: GatherCandidates) -> None:
+        for names, use in ((step.own, self.reads), (step.into, self.writes)):
+            if names is not None:
+                self.require(len(names) == 3, f"has {len(names)} buffers of candidates, not 3")
+                values = use(names[0])
+                ids, log_sum_exp = use(names[1], values.width, (BufferType.I32,)), use(names[2], 1)
+                self.require(values.rows is Rows.LOGITS, "gathers candidates of all rows")
+                self.same_rows(values, ids, log_sum_exp)
+
+
+_CHECKS: dict[type[Step], Callable[[_Checker, Any], None]] = {
     Embed: _Checker.embed,
     RopeAngles: _Checker.rope_angles,
     RmsNorm: _Checker.rms_norm,
@@ -203,4 +224,7 @@ _CHECKS: dict[type[Op], Callable[[_Checker, Any], None]] = {
     RopeStore: _Checker.rope_store,
     Attention: _Checker.attention,
     TopCandidates: _Checker.top_candidates,
+    AllReduce: _Checker.all_reduce,
+    Broadcast: _Checker.broadcast,
+    GatherCandidates: _Checker.gather_candidates,
 }

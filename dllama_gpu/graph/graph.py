@@ -150,14 +150,16 @@ class Attention:
     """Causal grouped-query attention of the rotated queries in `qkv` over positions 0..position of the row's slot.
 
     out (rows, n_heads·head_dim) f32 or Q80 = softmax(q·kᵀ·scale)·v, where query head h reads
-    KV head h // (n_heads / n_kv_heads).
+    KV head (h + first_head) // group. `first_head` is not 0 where a node's query heads begin inside a group.
     """
 
     qkv: str
     cache: str
     out: str
     n_heads: int
+    group: int
     scale: float
+    first_head: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,40 @@ class TopCandidates:
     first_id: int = 0
 
 
+@dataclass(frozen=True)
+class AllReduce:
+    """Adds the nodes' partial sums of `buffer` (rows, width) f32, in rank order; every node ends with the same bits.
+
+    A node with `contributes` False has computed nothing for it and only receives. What crosses the network, a node's
+    own part included, is rounded to the plan's wire format first.
+    """
+
+    buffer: str
+    contributes: bool = True
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Copies `buffer` (rows, width) f32 from rank 0 to all other nodes, unrounded."""
+
+    buffer: str
+
+
+@dataclass(frozen=True)
+class GatherCandidates:
+    """Brings every node's candidates of its slice of the vocabulary to rank 0, which merges them into `into`.
+
+    Both are (values, ids, log_sum_exp) as TopCandidates has them. A node without a slice has no `own`; only rank 0 has
+    `into`, which then holds what one node looking at all logits would have found.
+    """
+
+    own: tuple[str, str, str] | None
+    into: tuple[str, str, str] | None
+
+
 Op = Embed | RopeAngles | RmsNorm | Matmul | GatedMatmul | RopeStore | Attention | TopCandidates
+Exchange = AllReduce | Broadcast | GatherCandidates
+Step = Op | Exchange
 
 
 @dataclass(frozen=True)
@@ -188,11 +223,25 @@ class Graph:
     buffers: tuple[Buffer, ...]
     caches: tuple[KvCache, ...]
     weights: tuple[Weight, ...]
-    ops: tuple[Op, ...]
+    steps: tuple[Step, ...]
     vocab_size: int
     max_rows: int
     n_slots: int
     seq_len: int
+
+    def segments(self) -> tuple[tuple[tuple[Op, ...], Exchange | None], ...]:
+        """The steps cut at the exchanges: ops that run without a stop, and the exchange behind them (or None)."""
+        segments: list[tuple[tuple[Op, ...], Exchange | None]] = []
+        ops: list[Op] = []
+        for step in self.steps:
+            if isinstance(step, Exchange):
+                segments.append((tuple(ops), step))
+                ops = []
+            else:
+                ops.append(step)
+        if ops or not segments:
+            segments.append((tuple(ops), None))
+        return tuple(segments)
 
     def kv_cache_bytes(self) -> int:
         """Bytes of all KV caches at f16."""

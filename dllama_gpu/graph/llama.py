@@ -7,24 +7,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dllama_gpu.graph.graph import (
+    AllReduce,
     Attention,
+    Broadcast,
     Buffer,
     BufferType,
     Embed,
     GatedMatmul,
+    GatherCandidates,
     Graph,
     KvCache,
     Matmul,
-    Op,
     RmsNorm,
     RopeAngles,
     RopeStore,
     Rows,
+    Step,
     TensorSlice,
     TopCandidates,
     Weight,
 )
 from dllama_gpu.graph.rope import rope_frequencies
+from dllama_gpu.graph.shard import Shard, Span, whole
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
@@ -46,34 +50,32 @@ class GraphOptions:
     """Best tokens found per row that wants logits."""
 
 
-def build_llama(spec: ModelSpec, tensors: Mapping[str, TensorInfo], options: GraphOptions) -> Graph:
-    """The whole model on one node.
+def build_llama(
+    spec: ModelSpec, tensors: Mapping[str, TensorInfo], options: GraphOptions, shard: Shard | None = None
+) -> Graph:
+    """The graph of one node's `shard` of the model (default: all of it, on one node).
 
     `tensors` (canonical names) tells each tensor's number format; tensors of one format that read the same input
     are stacked into one weight.
     """
-    return _LlamaBuilder(spec, tensors, options).build()
+    return _LlamaBuilder(spec, tensors, options, shard or whole(spec)).build()
 
 
 class _LlamaBuilder:
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, TensorInfo], options: GraphOptions) -> None:
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, TensorInfo], options: GraphOptions, shard: Shard) -> None:
         self.spec = spec
         self.tensors = tensors
         self.options = options
+        self.shard = shard
+        self.kv_heads = shard.kv_heads(spec)
         self.weights: dict[str, Weight] = {}
         self.buffers: dict[str, Buffer] = {}
-        self.ops: list[Op] = []
+        self.steps: list[Step] = []
         self.caches: list[KvCache] = []
 
     def build(self) -> Graph:
-        spec = self.spec
-        self.buffer("x", spec.dim)
-        self.buffer("angles", spec.head_dim)
-        self.buffer("qkv", spec.q_dim + 2 * spec.kv_dim)
-        self.buffer("delta", spec.dim)
-        self.ops.append(Embed(self.weight("embedding"), "x"))
-        self.ops.append(RopeAngles(rope_frequencies(spec), "angles"))
-        for layer in range(spec.n_layers):
+        self.embedding()
+        for layer in range(self.spec.n_layers):
             self.attention_block(layer)
             self.feed_forward_block(layer)
         self.head()
@@ -81,67 +83,108 @@ class _LlamaBuilder:
             buffers=tuple(self.buffers.values()),
             caches=tuple(self.caches),
             weights=tuple(self.weights.values()),
-            ops=tuple(self.ops),
-            vocab_size=spec.vocab_size,
+            steps=tuple(self.steps),
+            vocab_size=self.spec.vocab_size,
             max_rows=self.options.max_rows,
             n_slots=self.options.n_slots,
             seq_len=self.options.seq_len,
         )
 
+    def embedding(self) -> None:
+        self.buffer("x", self.spec.dim)
+        self.buffer("delta", self.spec.dim)
+        if self.shard.rank == 0:
+            self.steps.append(Embed(self.weight("embedding"), "x"))
+        if self.shard.n_nodes > 1:
+            self.steps.append(Broadcast("x"))
+        if self.shard.heads:
+            self.buffer("angles", self.spec.head_dim)
+            self.steps.append(RopeAngles(rope_frequencies(self.spec), "angles"))
+
     def attention_block(self, layer: int) -> None:
-        spec, prefix = self.spec, f"layers.{layer}."
+        spec, heads, kv_heads, prefix = self.spec, self.shard.heads, self.kv_heads, f"layers.{layer}."
         q, k, v, o = (self.tensors[prefix + name] for name in ("q", "k", "v", "o"))
         normed = self.norm(prefix + "attention_norm", feeds=(q, k, v), add=None if layer == 0 else "delta")
-        column = 0
-        for name, stack in self.stacks(prefix, (q, k, v)):
-            self.ops.append(Matmul(normed, name, "qkv", column))
-            column += sum(tensor.n_rows for tensor in stack)
-        cache = KvCache(f"kv.{layer}", spec.n_kv_heads, spec.head_dim)
-        self.caches.append(cache)
-        self.ops.append(RopeStore("qkv", "angles", cache.name, spec.n_heads, spec.rope_style))
-        attended = self.input_buffer("attended", spec.q_dim, (o,))
-        scale = 1.0 / math.sqrt(spec.head_dim)
-        self.ops.append(Attention("qkv", cache.name, attended, spec.n_heads, scale))
-        self.ops.append(Matmul(attended, self.weight(o.name), "delta"))
+        if heads:
+            q_rows, kv_rows = _scaled(heads, spec.head_dim), _scaled(kv_heads, spec.head_dim)
+            self.buffer("qkv", len(q_rows) + 2 * len(kv_rows))
+            parts = [_rows(q, q_rows), _rows(k, kv_rows), _rows(v, kv_rows)]
+            column = 0
+            for weight in self.stacks(prefix, parts):
+                self.steps.append(Matmul(normed, weight.name, "qkv", column))
+                column += weight.n_rows
+            cache = KvCache(f"kv.{layer}", len(kv_heads), spec.head_dim)
+            self.caches.append(cache)
+            self.steps.append(RopeStore("qkv", "angles", cache.name, len(heads), spec.rope_style))
+            attended = self.input_buffer("attended", len(q_rows), (o,))
+            group = spec.n_heads // spec.n_kv_heads
+            first = heads.begin - kv_heads.begin * group
+            scale = 1.0 / math.sqrt(spec.head_dim)
+            self.steps.append(Attention("qkv", cache.name, attended, len(heads), group, scale, first))
+            self.steps.append(Matmul(attended, self.weight(o.name, [_columns(o, q_rows)]), "delta"))
+        self.sum_up("delta", bool(heads))
 
     def feed_forward_block(self, layer: int) -> None:
-        prefix = f"layers.{layer}."
+        hidden, prefix = self.shard.hidden, f"layers.{layer}."
         gate, up, down = (self.tensors[prefix + name] for name in ("gate", "up", "down"))
         normed = self.norm(prefix + "ffn_norm", feeds=(gate, up), add="delta")
-        hidden = self.input_buffer("hidden", self.spec.hidden_dim, (down,))
-        self.ops.append(GatedMatmul(normed, self.weight(gate.name), self.weight(up.name), hidden))
-        self.ops.append(Matmul(hidden, self.weight(down.name), "delta"))
+        if hidden:
+            gate_name, up_name = (self.weight(tensor.name, [_rows(tensor, hidden)]) for tensor in (gate, up))
+            out = self.input_buffer("hidden", len(hidden), (down,))
+            self.steps.append(GatedMatmul(normed, gate_name, up_name, out))
+            self.steps.append(Matmul(out, self.weight(down.name, [_columns(down, hidden)]), "delta"))
+        self.sum_up("delta", bool(hidden))
 
     def head(self) -> None:
-        spec, n_candidates = self.spec, min(self.options.n_candidates, self.spec.vocab_size)
-        head = self.tensors["embedding" if spec.tied_embeddings else "head"]
+        vocab = self.shard.vocab
+        head = self.tensors["embedding" if self.spec.tied_embeddings else "head"]
         normed = self.norm("final_norm", feeds=(head,), add="delta", rows=Rows.LOGITS)
-        self.buffer("logits", spec.vocab_size, rows=Rows.LOGITS)
-        self.ops.append(Matmul(normed, self.weight(head.name), "logits"))
-        self.buffer("candidate_values", n_candidates, rows=Rows.LOGITS)
-        self.buffer("candidate_ids", n_candidates, BufferType.I32, Rows.LOGITS)
-        self.buffer("log_sum_exp", 1, rows=Rows.LOGITS)
-        self.ops.append(TopCandidates("logits", "candidate_values", "candidate_ids", "log_sum_exp"))
+        own = None
+        if vocab:
+            self.buffer("logits", len(vocab), rows=Rows.LOGITS)
+            all_rows = len(vocab) == self.spec.vocab_size
+            name = self.weight(head.name if all_rows else "head_slice", [_rows(head, vocab)])
+            self.steps.append(Matmul(normed, name, "logits"))
+            own = self.candidate_buffers("" if self.shard.n_nodes == 1 else "own_", len(vocab))
+            self.steps.append(TopCandidates("logits", *own, first_id=vocab.begin))
+        if self.shard.n_nodes > 1:
+            into = self.candidate_buffers("", self.spec.vocab_size) if self.shard.rank == 0 else None
+            self.steps.append(GatherCandidates(own, into))
+
+    def candidate_buffers(self, prefix: str, n_logits: int) -> tuple[str, str, str]:
+        n_candidates = min(self.options.n_candidates, n_logits)
+        return (
+            self.buffer(prefix + "candidate_values", n_candidates, rows=Rows.LOGITS),
+            self.buffer(prefix + "candidate_ids", n_candidates, BufferType.I32, Rows.LOGITS),
+            self.buffer(prefix + "log_sum_exp", 1, rows=Rows.LOGITS),
+        )
+
+    def sum_up(self, buffer: str, contributes: bool) -> None:
+        if self.shard.n_nodes > 1:
+            self.steps.append(AllReduce(buffer, contributes))
 
     def norm(self, weight: str, feeds: tuple[TensorInfo, ...], add: str | None, rows: Rows = Rows.ALL) -> str:
         out = self.input_buffer("normed" if rows is Rows.ALL else "last_normed", self.spec.dim, feeds, rows)
-        self.ops.append(RmsNorm("x", add, self.weight(weight), out, self.spec.norm_epsilon))
+        self.steps.append(RmsNorm("x", add, self.weight(weight), out, self.spec.norm_epsilon))
         return out
 
-    def stacks(self, prefix: str, tensors: tuple[TensorInfo, ...]) -> list[tuple[str, tuple[TensorInfo, ...]]]:
-        """Neighbouring tensors of one number format become one weight."""
-        if len({tensor.float_type for tensor in tensors}) == 1:
-            return [(self.weight(prefix + "qkv", tensors), tensors)]
-        return [(self.weight(tensor.name), (tensor,)) for tensor in tensors]
+    def stacks(self, prefix: str, parts: list[TensorSlice]) -> list[Weight]:
+        """Slices of one number format become one weight, others a weight each."""
+        if len({self.tensors[part.tensor].float_type for part in parts}) == 1:
+            return [self.weights[self.weight(prefix + "qkv", parts)]]
+        return [self.weights[self.weight(part.tensor, [part])] for part in parts]
 
-    def weight(self, name: str, tensors: tuple[TensorInfo, ...] = ()) -> str:
-        parts = tensors or (self.tensors[name],)
+    def weight(self, name: str, parts: list[TensorSlice] | None = None) -> str:
+        """Declares a weight: the slices stacked, or the whole tensor of that name."""
+        if parts is None:
+            tensor = self.tensors[name]
+            parts = [_rows(tensor, Span(0, tensor.n_rows))]
         self.weights[name] = Weight(
             name=name,
-            float_type=parts[0].float_type,
-            n_rows=sum(part.n_rows for part in parts),
-            n_columns=parts[0].n_columns,
-            parts=tuple(TensorSlice(part.name, 0, part.n_rows, 0, part.n_columns) for part in parts),
+            float_type=self.tensors[parts[0].tensor].float_type,
+            n_rows=sum(part.row_end - part.row_begin for part in parts),
+            n_columns=parts[0].column_end - parts[0].column_begin,
+            parts=tuple(parts),
         )
         return name
 
@@ -157,6 +200,18 @@ class _LlamaBuilder:
         quantized = all(tensor.float_type.is_quantized for tensor in feeds)
         type = self.options.buffer_type if quantized else BufferType.F32
         return self.buffer(f"{name}_{type.value}", width, type, rows)
+
+
+def _scaled(span: Span, factor: int) -> Span:
+    return Span(span.begin * factor, span.end * factor)
+
+
+def _rows(tensor: TensorInfo, rows: Span) -> TensorSlice:
+    return TensorSlice(tensor.name, rows.begin, rows.end, 0, tensor.n_columns)
+
+
+def _columns(tensor: TensorInfo, columns: Span) -> TensorSlice:
+    return TensorSlice(tensor.name, 0, tensor.n_rows, columns.begin, columns.end)
 
 
 def weight_types(graph: Graph) -> dict[FloatType, int]:

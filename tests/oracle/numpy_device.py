@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dllama_gpu.graph.batch import Batch, LoadProgress
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, LoadProgress
 from dllama_gpu.graph.graph import (
     Attention,
     BufferType,
@@ -59,13 +59,17 @@ class NumpyProgram:
         self.keys: dict[str, dict[tuple[int, int], Array]] = {name: {} for name in self.caches}
         self.stored: dict[str, dict[tuple[int, int], Array]] = {name: {} for name in self.caches}
 
-    def run(self, batch: Batch) -> None:
+    def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
         """Computes one step."""
         for buffer in self.graph.buffers:
             n_rows = len(batch.logit_rows if buffer.rows is Rows.LOGITS else batch.tokens)
             self.values[buffer.name] = np.zeros((n_rows, buffer.width))
-        for op in self.graph.ops:
-            _RUN[type(op)](self, op, batch)
+        for ops, wanted in self.graph.segments():
+            for op in ops:
+                _RUN[type(op)](self, op, batch)
+            if wanted is not None:
+                assert exchange is not None
+                exchange(wanted, batch)
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
         """Rows of a buffer after a step, float64."""
@@ -126,7 +130,6 @@ class NumpyProgram:
 
     def attention(self, op: Attention, batch: Batch) -> None:
         cache = self.caches[op.cache]
-        group = op.n_heads // cache.n_kv_heads
         n_rows = len(batch.tokens)
         queries = self.values[op.qkv][:, : op.n_heads * cache.head_dim].reshape(n_rows, op.n_heads, cache.head_dim)
         out = np.zeros((n_rows, op.n_heads, cache.head_dim))
@@ -135,9 +138,10 @@ class NumpyProgram:
             keys = np.stack([self.keys[op.cache][slot, p] for p in range(position + 1)])
             values = np.stack([self.stored[op.cache][slot, p] for p in range(position + 1)])
             for head in range(op.n_heads):
-                scores = keys[:, head // group] @ queries[row, head] * op.scale
+                kv_head = (head + op.first_head) // op.group
+                scores = keys[:, kv_head] @ queries[row, head] * op.scale
                 weights = np.exp(scores - scores.max())
-                out[row, head] = weights / weights.sum() @ values[:, head // group]
+                out[row, head] = weights / weights.sum() @ values[:, kv_head]
         self.write(op.out, out.reshape(n_rows, -1))
 
     def top_candidates(self, op: TopCandidates, batch: Batch) -> None:

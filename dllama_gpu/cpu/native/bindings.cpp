@@ -177,18 +177,21 @@ struct StepArrays {
   }
 };
 
-void run(Program& program, const StepArrays& arrays) {
+void run(Program& program, const StepArrays& arrays, size_t begin, size_t end) {
   const Step step = arrays.step(program);
+  require(begin <= end && end <= program.n_ops(), "ops out of range");
   py::gil_scoped_release unlocked;
-  program.run(step);
+  program.run(step, begin, end);
 }
 
-void run_timed(Program& program, const StepArrays& arrays, py::array_t<double, py::array::c_style> seconds) {
+void run_timed(Program& program, const StepArrays& arrays, size_t begin, size_t end,
+               py::array_t<double, py::array::c_style> seconds) {
   const Step step = arrays.step(program);
+  require(begin <= end && end <= program.n_ops(), "ops out of range");
   require(static_cast<size_t>(seconds.size()) == program.n_ops(), "one number an op");
   double* to = seconds.mutable_data();
   py::gil_scoped_release unlocked;
-  program.run_timed(step, to);
+  program.run_timed(step, begin, end, to);
 }
 
 void add_rms_norm(Program& program, const ActivationBuffer& x, const ActivationBuffer* add, const Floats& weight,
@@ -226,12 +229,12 @@ struct AttentionWorkHandle {
 };
 
 void add_attention(Program& program, const ActivationBuffer& qkv, const KvCache& cache, const ActivationBuffer& out,
-                   int n_heads, float scale, const AttentionWorkHandle& handle) {
+                   int n_heads, int group, int first_head, float scale, const AttentionWorkHandle& handle) {
   const std::shared_ptr<AttentionWork>& work = handle.work;
-  require(qkv.f32 && n_heads % cache.n_kv_heads == 0 && n_heads / cache.n_kv_heads <= 256 &&
-              out.width == n_heads * cache.head_dim,
+  require(qkv.f32 && group > 0 && group <= 256 && first_head >= 0 &&
+              (first_head + n_heads - 1) / group < cache.n_kv_heads && out.width == n_heads * cache.head_dim,
           "shapes of an attention differ");
-  program.add(make_attention_chunks(program.kernels(), qkv, cache, n_heads, scale, work));
+  program.add(make_attention_chunks(program.kernels(), qkv, cache, {n_heads, group, first_head}, scale, work));
   program.add(make_attention_join(program.kernels(), cache, n_heads, out, work));
 }
 
@@ -317,11 +320,12 @@ PYBIND11_MODULE(_native, m) {
       .def("add_matmul", &add_matmul, "x"_a, "weight"_a, "out"_a, "out_column"_a)
       .def("add_gated_matmul", &add_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a)
       .def("add_rope_store", &add_rope_store, "qkv"_a, "angles"_a, "cache"_a, "n_heads"_a, "half_split"_a)
-      .def("add_attention", &add_attention, "qkv"_a, "cache"_a, "out"_a, "n_heads"_a, "scale"_a, "work"_a)
+      .def("add_attention", &add_attention, "qkv"_a, "cache"_a, "out"_a, "n_heads"_a, "group"_a, "first_head"_a,
+           "scale"_a, "work"_a)
       .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a)
       .def_property_readonly("n_ops", &Program::n_ops)
-      .def("run", &run, "step"_a)
-      .def("run_timed", &run_timed, "step"_a, "seconds"_a);
+      .def("run", &run, "step"_a, "begin"_a, "end"_a)
+      .def("run_timed", &run_timed, "step"_a, "begin"_a, "end"_a, "seconds"_a);
 }
 
 }  // namespace dllama

@@ -23,9 +23,13 @@ std::unique_ptr<Op> make_rope_store(const KernelTable& kernels, const Activation
 // Attention takes two ops: chunks of positions, then putting them together. `make_attention_work` is the memory
 // between them and can be shared by all layers.
 struct AttentionWork;
+// Query head h reads KV head (h + first) / group.
+struct QueryHeads {
+  int n, group, first;
+};
 std::shared_ptr<AttentionWork> make_attention_work(int max_rows, int n_heads, int padded_head_dim, int seq_len);
 std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
-                                          int n_heads, float scale, std::shared_ptr<AttentionWork> work);
+                                          const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work);
 std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, int n_heads,
                                         const ActivationBuffer& out, std::shared_ptr<AttentionWork> work);
 

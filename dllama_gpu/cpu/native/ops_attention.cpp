@@ -58,14 +58,13 @@ namespace {
 
 class AttentionChunks : public Op {
  public:
-  AttentionChunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache, int n_heads,
-                  float scale, std::shared_ptr<AttentionWork> work)
+  AttentionChunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
+                  const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work)
       : kernels_(kernels),
         qkv_(qkv),
         cache_(cache),
-        n_heads_(n_heads),
-        group_(n_heads / cache.n_kv_heads),
-        rows_at_once_(group_ < kQueriesAtOnce ? kQueriesAtOnce / group_ : 1),
+        heads_(heads),
+        rows_at_once_(heads.group < kQueriesAtOnce ? kQueriesAtOnce / heads.group : 1),
         scale_(scale),
         work_(std::move(work)) {
     tiles_.reserve(work_->max_rows);
@@ -109,11 +108,17 @@ class AttentionChunks : public Op {
   }
 
  private:
-  size_t max_queries() const { return static_cast<size_t>(rows_at_once_) * group_; }
+  size_t max_queries() const { return static_cast<size_t>(rows_at_once_) * heads_.group; }
 
   void attend(const Step& step, const Tile& tile, int kv_head, int first_chunk, int end_chunk,
               uint8_t* scratch) const {
-    const int width = cache_.padded_head_dim, n_queries = tile.n_rows * group_;
+    // The query heads that read this KV head: all of its group, but for the first and last group of a node.
+    const int group_start = kv_head * heads_.group - heads_.first;
+    const int first_head = group_start < 0 ? 0 : group_start;
+    const int end_head = group_start + heads_.group < heads_.n ? group_start + heads_.group : heads_.n;
+    const int n_heads = end_head - first_head;
+    if (n_heads <= 0) return;
+    const int width = cache_.padded_head_dim, n_queries = tile.n_rows * n_heads;
     auto* queries = reinterpret_cast<float*>(scratch);
     float* scores = queries + max_queries() * width;
     float* later_out = scores + max_queries() * kAttentionChunk;
@@ -122,7 +127,7 @@ class AttentionChunks : public Op {
     auto* ends = reinterpret_cast<int*>(later + max_queries());
 
     for (int q = 0; q < n_queries; q++) {
-      const int row = tile.row + q / group_, head = kv_head * group_ + q % group_;
+      const int row = tile.row + q / n_heads, head = first_head + q % n_heads;
       const float* from = qkv_.f32 + static_cast<size_t>(row) * qkv_.width + head * cache_.head_dim;
       for (int d = 0; d < cache_.head_dim; d++) queries[q * width + d] = from[d] * scale_;
       for (int d = cache_.head_dim; d < width; d++) queries[q * width + d] = 0;
@@ -137,13 +142,13 @@ class AttentionChunks : public Op {
       for (int q = 0; q < n_queries; q++) {
         chunk_ends[q] = ends[q] < limit ? ends[q] : limit;
         partials[q] = chunk == first_chunk
-                          ? work_->partial(step, tile.row + q / group_, kv_head * group_ + q % group_, chunk)
+                          ? work_->partial(step, tile.row + q / n_heads, first_head + q % n_heads, chunk)
                           : later[q];
       }
       kernels_.attention_chunk(args, queries, n_queries, begin, chunk_ends, scores, partials);
       for (int q = 0; q < n_queries; q++) {
         AttentionPartial& into =
-            work_->partial(step, tile.row + q / group_, kv_head * group_ + q % group_, first_chunk);
+            work_->partial(step, tile.row + q / n_heads, first_head + q % n_heads, first_chunk);
         if (chunk == first_chunk)
           into = partials[q];
         else
@@ -157,7 +162,8 @@ class AttentionChunks : public Op {
   const KernelTable& kernels_;
   ActivationBuffer qkv_;
   KvCache cache_;
-  int n_heads_, group_, rows_at_once_;
+  QueryHeads heads_;
+  int rows_at_once_;
   float scale_;
   std::shared_ptr<AttentionWork> work_;
   std::vector<Tile> tiles_;
@@ -199,8 +205,8 @@ class AttentionJoin : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
-                                          int n_heads, float scale, std::shared_ptr<AttentionWork> work) {
-  return std::make_unique<AttentionChunks>(kernels, qkv, cache, n_heads, scale, std::move(work));
+                                          const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work) {
+  return std::make_unique<AttentionChunks>(kernels, qkv, cache, heads, scale, std::move(work));
 }
 
 std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, int n_heads,

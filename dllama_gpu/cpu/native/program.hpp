@@ -73,15 +73,15 @@ class Program {
   int max_rows() const { return max_rows_; }
   void add(std::unique_ptr<Op> op);
 
-  // Computes one step of at most max_rows rows.
-  void run(const Step& step);
+  // Runs ops [begin, end) of one step of at most max_rows rows.
+  void run(const Step& step, size_t begin, size_t end);
   // The same; also adds the seconds each op took on the calling thread, barrier included, to seconds[op].
-  void run_timed(const Step& step, double* seconds);
+  void run_timed(const Step& step, size_t begin, size_t end, double* seconds);
   size_t n_ops() const { return ops_.size(); }
 
  private:
   template <class AfterOp>
-  void run_ops(const Step& step, AfterOp after_op);
+  void run_ops(const Step& step, size_t begin, size_t end, AfterOp after_op);
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;

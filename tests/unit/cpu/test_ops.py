@@ -210,7 +210,15 @@ def test_gated_matmul_of_two_number_formats(device: CpuDevice) -> None:
     compare(bench.run(device), "out", 3)
 
 
-def attention_bench(n_rows: int, n_heads: int, n_kv_heads: int, head_dim: int, style: RopeStyle) -> OpBench:
+def attention_bench(
+    n_rows: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    style: RopeStyle,
+    group: int | None = None,
+    first_head: int = 0,
+) -> OpBench:
     width = (n_heads + 2 * n_kv_heads) * head_dim
     bench = OpBench(normal(n_rows, width))
     bench.caches.append(KvCache("kv", n_kv_heads, head_dim))
@@ -220,7 +228,7 @@ def attention_bench(n_rows: int, n_heads: int, n_kv_heads: int, head_dim: int, s
     bench.ops += [
         RopeAngles(frequencies, "angles"),
         RopeStore("x", "angles", "kv", n_heads, style),
-        Attention("x", "kv", "out", n_heads, head_dim**-0.5),
+        Attention("x", "kv", "out", n_heads, group or n_heads // n_kv_heads, head_dim**-0.5, first_head),
     ]
     return bench
 
@@ -238,6 +246,18 @@ def test_attention_of_one_prompt(
     compare(programs, "x", 37)
     # A key or value that lies between two f16 numbers may be rounded either way.
     compare(programs, "out", 37, tolerance=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "group", "first_head"),
+    [(2, 1, 3, 1), (3, 2, 3, 2), (5, 3, 3, 2), (1, 1, 4, 3), (4, 2, 3, 0)],
+)
+def test_attention_of_heads_that_begin_or_end_inside_a_group(
+    device: CpuDevice, n_heads: int, n_kv_heads: int, group: int, first_head: int
+) -> None:
+    for n_rows in (1, 20):
+        bench = attention_bench(n_rows, n_heads, n_kv_heads, 32, RopeStyle.INTERLEAVED, group, first_head)
+        compare(bench.run(device), "out", n_rows, tolerance=5e-4)
 
 
 def test_attention_over_many_chunks_by_prefill_and_by_decode(device: CpuDevice) -> None:

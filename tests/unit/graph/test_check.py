@@ -51,10 +51,10 @@ def with_op(kind: type, **changes: Any) -> Callable[[Graph], Graph]:
     """Changes the first op of a kind."""
 
     def change(graph: Graph) -> Graph:
-        ops = list(graph.ops)
+        ops = list(graph.steps)
         index = next(i for i, op in enumerate(ops) if isinstance(op, kind))
         ops[index] = replace(ops[index], **changes)
-        return replace(graph, ops=tuple(ops))
+        return replace(graph, steps=tuple(ops))
 
     return change
 
@@ -72,7 +72,7 @@ def with_weight(name: str, **changes: Any) -> Callable[[Graph], Graph]:
 
 
 def without_op(kind: type) -> Callable[[Graph], Graph]:
-    return lambda graph: replace(graph, ops=tuple(op for op in graph.ops if not isinstance(op, kind)))
+    return lambda graph: replace(graph, steps=tuple(op for op in graph.steps if not isinstance(op, kind)))
 
 
 def test_a_built_graph_is_sound() -> None:
@@ -91,7 +91,7 @@ def test_a_built_graph_is_sound() -> None:
         (lambda g: replace(g, weights=(*g.weights, g.weights[0])), "declared twice"),
         (lambda g: replace(g, caches=()), "unknown cache kv.0"),
         (lambda g: replace(g, weights=g.weights[1:]), "unknown weight embedding"),
-        (lambda g: replace(g, ops=(*g.ops, "rm -rf")), "unknown kind"),
+        (lambda g: replace(g, steps=(*g.steps, "rm -rf")), "unknown kind"),
         (with_buffer("normed_q80", width=63), "no multiple of 32"),
         (with_buffer("x", width=0), "x.width = 0"),
         (with_buffer("qkv", width=100), "of 100"),
@@ -118,10 +118,13 @@ def test_a_built_graph_is_sound() -> None:
         (with_op(Matmul, out_column=1), "writes columns 1 to 129 of 128"),
         (with_op(Matmul, x="hidden_q80"), "reads hidden_q80 before"),
         (with_op(GatedMatmul, up="layers.0.o"), "96 gate rows with 64 up rows"),
-        (with_op(RopeStore, n_heads=3), "must be a multiple"),
-        (with_op(RopeStore, n_heads=0), "must be a multiple"),
+        (with_op(RopeStore, n_heads=0), "n_heads = 0"),
         (with_op(RopeStore, n_heads=2), "qkv of width"),
-        (with_op(Attention, n_heads=8), "qkv of width"),
+        (with_op(Attention, n_heads=8), "needs KV head 3 of 2"),
+        (with_op(Attention, n_heads=3), "qkv of width"),
+        (with_op(Attention, group=0), "begins with head 0 of a group of 0"),
+        (with_op(Attention, first_head=2), "begins with head 2 of a group of 2"),
+        (with_op(Attention, first_head=1), "needs KV head 2 of 2"),
         (with_op(Attention, out="delta_missing"), "unknown buffer"),
         (with_op(TopCandidates, first_id=-1), "numbers candidates"),
         (with_op(TopCandidates, first_id=2**31 - 5), "numbers candidates"),

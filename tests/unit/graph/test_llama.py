@@ -23,9 +23,9 @@ def test_query_key_and_value_are_one_matmul() -> None:
     fused = next(w for w in graph.weights if w.name == "layers.1.qkv")
     assert (fused.n_rows, fused.n_columns) == (spec.q_dim + 2 * spec.kv_dim, spec.dim)
     assert [part.tensor for part in fused.parts] == ["layers.1.q", "layers.1.k", "layers.1.v"]
-    n_matmuls = sum(isinstance(op, Matmul) for op in graph.ops)
+    n_matmuls = sum(isinstance(op, Matmul) for op in graph.steps)
     assert n_matmuls == 3 * spec.n_layers + 1
-    assert sum(isinstance(op, GatedMatmul) for op in graph.ops) == spec.n_layers
+    assert sum(isinstance(op, GatedMatmul) for op in graph.steps) == spec.n_layers
 
 
 def test_tensors_of_different_formats_stay_apart_and_share_an_f32_input_where_one_needs_it() -> None:
@@ -34,7 +34,7 @@ def test_tensors_of_different_formats_stay_apart_and_share_an_f32_input_where_on
     infos["layers.0.v"] = TensorInfo("layers.0.v", infos["layers.0.v"].shape, FloatType.F16)
     infos["layers.1.v"] = TensorInfo("layers.1.v", infos["layers.1.v"].shape, FloatType.Q80)
     graph = build_llama(spec, infos, GraphOptions(buffer_type=BufferType.Q80))
-    matmuls = {op.weight: op for op in graph.ops if isinstance(op, Matmul)}
+    matmuls = {op.weight: op for op in graph.steps if isinstance(op, Matmul)}
     assert [matmuls[f"layers.0.{name}"].out_column for name in "qkv"] == [0, spec.q_dim, spec.q_dim + spec.kv_dim]
     assert {matmuls[f"layers.0.{name}"].x for name in "qkv"} == {"normed_f32"}
     assert {matmuls[f"layers.1.{name}"].x for name in "qkv"} == {"normed_q80"}
@@ -49,7 +49,7 @@ def test_f32_weights_read_f32_rows_whatever_the_buffer_type() -> None:
 def test_a_tied_head_is_the_embedding() -> None:
     spec = small_spec(tied_embeddings=True)
     graph = build_llama(spec, tensors(spec), GraphOptions())
-    last = [op for op in graph.ops if isinstance(op, Matmul)][-1]
+    last = [op for op in graph.steps if isinstance(op, Matmul)][-1]
     assert last.weight == "embedding"
     assert sum(w.name == "embedding" for w in graph.weights) == 1
 
@@ -58,7 +58,7 @@ def test_only_rows_that_want_logits_reach_the_head() -> None:
     spec = small_spec()
     graph = build_llama(spec, tensors(spec), GraphOptions())
     rows = {buffer.name: buffer.rows for buffer in graph.buffers}
-    last_norm = [op for op in graph.ops if isinstance(op, RmsNorm)][-1]
+    last_norm = [op for op in graph.steps if isinstance(op, RmsNorm)][-1]
     assert rows[last_norm.x] is Rows.ALL
     assert {rows[last_norm.out], rows["logits"], rows["candidate_ids"]} == {Rows.LOGITS}
 
