@@ -48,7 +48,8 @@ def verify_m(path: Path, source: ModelSource, weight_type: FloatType, progress: 
             squares = np.zeros(2)
             for rows in row_chunks(info.n_rows, info.n_columns, _PIECE_ELEMENTS):
                 values = dequantize(original[rows], found.float_type)
-                difference = dequantize(copy[rows], info.float_type) - values
+                with np.errstate(invalid="ignore"):  # damage may read as infinity; then the error is no number
+                    difference = dequantize(copy[rows], info.float_type) - values
                 squares += [np.square(part, dtype=np.float64).sum() for part in (difference, values)]
                 done += copy[rows].nbytes
                 if progress is not None:
