@@ -93,7 +93,9 @@ def _run(python: str, module: str, *arguments: str) -> str:
     except subprocess.TimeoutExpired:
         raise DllamaError(f"{module} was ended after {_LONGEST_SECONDS} s; measure a smaller model") from None
     if done.returncode != 0:
-        reason = _last_line(done.stderr) or f"status {done.returncode}"
+        # A traceback is no user's mistake: all of it helps whoever repairs it.
+        reason = done.stderr if "Traceback" in done.stderr else _last_line(done.stderr)
+        reason = reason.strip() or f"status {done.returncode}"
         raise DllamaError(f"{module} failed: {reason}")
     return _last_line(done.stdout)
 

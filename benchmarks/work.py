@@ -36,7 +36,7 @@ def work_of_graph(graph: Graph, prompt_tokens: int) -> Work:
     weights = {weight.name: weight for weight in graph.weights}
     rows_of = {buffer.name: buffer.rows for buffer in graph.buffers}
     decode_bytes = decode_macs = prefill_macs = 0
-    for op in graph.ops:
+    for op in graph.steps:
         if isinstance(op, Matmul):
             names: tuple[str, ...] = (op.weight,)
         elif isinstance(op, GatedMatmul):
