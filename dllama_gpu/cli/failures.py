@@ -51,10 +51,8 @@ def explain(error: Exception) -> str:
         return "there is not enough memory; use a smaller model or a smaller --max-seq-len, or close other programs"
     if isinstance(error, OSError):
         return _explain_os_error(error)
-    return (
-        f"this should not have happened: {type(error).__name__}: {error}; please report it, together with what "
-        "DLLAMA_DEBUG=1 shows"
-    )
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"this should not have happened: {what}; please report it, together with what DLLAMA_DEBUG=1 shows"
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -38,14 +38,15 @@ def run(options: Options) -> int:
 
     from dllama_gpu.cli.loading import load_program, make_device
     from dllama_gpu.engine.loading import open_with_tokenizer
-    from dllama_gpu.engine.perplexity import measure_perplexity, windows
+    from dllama_gpu.engine.perplexity import check_window, measure_perplexity, windows
 
     device = make_device(options)
     with open_with_tokenizer(options.model, options.tokenizer) as model:
         # A special token's name in a plain text is text like any other.
         ids = model.tokenizer.encode(text, add_bos=False, parse_special=False)
-        n_inputs = len(windows(len(ids), options.window)[0]) - 1
-        seq_len = min(n_inputs, model.spec.max_seq_len)
+        window = windows(len(ids), options.window)[0]
+        check_window(window, model.spec.max_seq_len)
+        seq_len = len(window) - 1
         loaded = load_program(model, device, options, seq_len, max_rows=min(seq_len, _MAX_ROWS))
         latest: list[PerplexityResult] = []
         status = SUCCESS

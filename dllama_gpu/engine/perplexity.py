@@ -61,6 +61,14 @@ def windows(n_tokens: int, window: int) -> list[range]:
     return [range(begin, begin + size) for begin in range(0, n_tokens - size + 1, size)]
 
 
+def check_window(window: range, seq_len: int) -> None:
+    """Raises DllamaError when a window's tokens, of which the last is not fed, need more than `seq_len` positions."""
+    if len(window) - 1 > seq_len:
+        raise DllamaError(
+            f"a window of {len(window)} tokens does not fit the model's context of {seq_len}; choose a smaller --window"
+        )
+
+
 def measure_perplexity(
     program: Program, ids: Sequence[int], window: int = 512, progress: Progress | None = None
 ) -> PerplexityResult:
@@ -72,12 +80,8 @@ def measure_perplexity(
     Raises DllamaError when there is nothing to predict, a window does not fit the context, or logits are not finite.
     """
     spans = windows(len(ids), window)
+    check_window(spans[0], program.graph.seq_len)
     n_inputs = len(spans[0]) - 1
-    if n_inputs > program.graph.seq_len:
-        raise DllamaError(
-            f"a window of {n_inputs + 1} tokens does not fit the model's context of {program.graph.seq_len}; "
-            "choose a smaller --window"
-        )
     started = time.perf_counter()
     nll_sum = 0.0
     for n_done, span in enumerate(spans, start=1):
