@@ -7,13 +7,13 @@ namespace dllama {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr size_t kAlignment = 64;
-// Units a thread takes at a time: few enough that a thread which lost its core for a while leaves little undone.
+// Units a thread takes at a time: few enough that a thread which loses its core leaves little undone.
 constexpr int kPortionsPerThread = 4;
 
-struct alignas(kAlignment) NextUnit {
-  std::atomic<int> value{0};
-};
+uint32_t run_of(uint64_t taken) { return static_cast<uint32_t>(taken >> 32); }
 
 }  // namespace
 
@@ -26,41 +26,84 @@ void Program::add(std::unique_ptr<Op> op) {
   ops_.push_back(std::move(op));
 }
 
-template <class AfterOp>
-void Program::run_ops(const Step& step, size_t begin, size_t end, AfterOp after_op) {
-  for (size_t i = begin; i < end; i++) ops_[i]->prepare(step);
-  const int n_threads = pool_->n_threads();
-  const auto misalignment = reinterpret_cast<uintptr_t>(scratch_.data()) % kAlignment;
-  uint8_t* scratch_start = scratch_.data() + (misalignment ? kAlignment - misalignment : 0);
-  // Neighbouring ops use different counters: one is set back to zero when nobody can be taking from it any more.
-  NextUnit next_unit[2];
-  pool_->run([&](int thread) {
-    uint8_t* scratch = scratch_start + thread * scratch_bytes_;
-    for (size_t i = begin; i < end; i++) {
-      const Op& op = *ops_[i];
-      const int units = op.units(step);
-      std::atomic<int>& next = next_unit[i % 2].value;
-      const int portion = n_threads == 1 ? units : std::max(1, units / (n_threads * kPortionsPerThread));
-      for (int unit; (unit = next.fetch_add(portion, std::memory_order_relaxed)) < units;)
-        op.run(step, unit, std::min(unit + portion, units), scratch);
-      pool_->barrier([&] { next.store(0, std::memory_order_relaxed); });
-      if (thread == 0) after_op(i);
-    }
-  });
-}
-
 void Program::run(const Step& step, size_t begin, size_t end) {
-  run_ops(step, begin, end, [](size_t) {});
+  const auto turn = pool_->take_turn();
+  seconds_ = nullptr;
+  start(step, begin, end);
 }
 
 void Program::run_timed(const Step& step, size_t begin, size_t end, double* seconds) {
-  using Clock = std::chrono::steady_clock;
+  const auto turn = pool_->take_turn();
+  seconds_ = seconds;
+  start(step, begin, end);
+}
+
+void Program::start(const Step& step, size_t begin, size_t end) {
+  if (n_states_ != ops_.size()) {
+    pool_->retire(*this);
+    states_ = std::make_unique<State[]>(ops_.size());
+    n_states_ = ops_.size();
+  }
+  step_ = step;
+  const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
+  for (size_t i = begin; i < end; i++) {
+    ops_[i]->prepare(step_);
+    states_[i].units.store(ops_[i]->units(step_), std::memory_order_relaxed);
+    states_[i].done.store(0, std::memory_order_relaxed);
+    states_[i].taken.store(static_cast<uint64_t>(run) << 32, std::memory_order_release);
+  }
+  begin_.store(begin, std::memory_order_relaxed);
+  end_.store(end, std::memory_order_relaxed);
+  run_.store(run, std::memory_order_release);
+  pool_->share(*this);
+}
+
+void Program::take_part(int thread) {
+  const uint32_t run = run_.load(std::memory_order_acquire);
+  const size_t begin = begin_.load(std::memory_order_relaxed), end = end_.load(std::memory_order_relaxed);
+  uint8_t* scratch = scratch_of(thread);
   Clock::time_point last = Clock::now();
-  run_ops(step, begin, end, [&](size_t op) {
-    const Clock::time_point now = Clock::now();
-    seconds[op] += std::chrono::duration<double>(now - last).count();
-    last = now;
-  });
+  for (size_t i = begin; i < end; i++) {
+    if (!finish_op(i, run, scratch)) return;
+    if (thread == 0 && seconds_) {
+      const Clock::time_point now = Clock::now();
+      seconds_[i] += std::chrono::duration<double>(now - last).count();
+      last = now;
+    }
+  }
+}
+
+// Takes units until none is left and waits for those that others have taken. False when the run is over, which a late
+// thread learns here; it then touches nothing of the op.
+bool Program::finish_op(size_t index, uint32_t run, uint8_t* scratch) {
+  State& state = states_[index];
+  int units;
+  for (uint64_t taken = state.taken.load(std::memory_order_acquire);;) {
+    if (run_of(taken) != run) return false;
+    units = state.units.load(std::memory_order_relaxed);
+    const int first = static_cast<int>(taken & 0xFFFFFFFFu);
+    if (first >= units) break;
+    const int portion = std::max(1, units / (pool_->n_threads() == 1 ? 1 : pool_->n_threads() * kPortionsPerThread));
+    const int end = std::min(first + portion, units);
+    if (!state.taken.compare_exchange_weak(taken, static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(end),
+                                           std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
+    ops_[index]->run(step_, first, end, scratch);
+    if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
+    taken = state.taken.load(std::memory_order_acquire);
+  }
+  while (state.done.load(std::memory_order_acquire) < units) {
+    if (run_of(state.taken.load(std::memory_order_acquire)) != run) return false;
+    const uint32_t seen = op_done_.value();
+    if (state.done.load(std::memory_order_acquire) < units) op_done_.wait_past(seen);
+  }
+  return true;
+}
+
+uint8_t* Program::scratch_of(int thread) {
+  const auto misalignment = reinterpret_cast<uintptr_t>(scratch_.data()) % kAlignment;
+  uint8_t* start = scratch_.data() + (misalignment ? kAlignment - misalignment : 0);
+  return start + thread * scratch_bytes_;
 }
 
 }  // namespace dllama

@@ -64,10 +64,15 @@ class Op {
   virtual size_t scratch_bytes() const { return 0; }
 };
 
-class Program {
+// Runs ops one after the other, each when all units of the one before are done. Threads take part when they can: one
+// that was pushed off its core holds up at most the units it has taken.
+class Program final : public SharedWork {
  public:
   Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, int max_rows)
       : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows) {}
+  ~Program() { pool_->retire(*this); }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
   const KernelTable& kernels() const { return kernels_; }
   int max_rows() const { return max_rows_; }
@@ -75,18 +80,35 @@ class Program {
 
   // Runs ops [begin, end) of one step of at most max_rows rows.
   void run(const Step& step, size_t begin, size_t end);
-  // The same; also adds the seconds each op took on the calling thread, barrier included, to seconds[op].
+  // The same; also adds the seconds each op took on the calling thread, waiting included, to seconds[op].
   void run_timed(const Step& step, size_t begin, size_t end, double* seconds);
   size_t n_ops() const { return ops_.size(); }
 
+  void take_part(int thread) override;
+
  private:
-  template <class AfterOp>
-  void run_ops(const Step& step, size_t begin, size_t end, AfterOp after_op);
+  // Where an op stands in a run.
+  struct State {
+    std::atomic<uint64_t> taken{0};  // number of the run in the upper half, units taken in the lower
+    std::atomic<int> units{0};       // set before `taken` names the run
+    std::atomic<int> done{0};
+  };
+
+  void start(const Step& step, size_t begin, size_t end);
+  bool finish_op(size_t index, uint32_t run, uint8_t* scratch);
+  uint8_t* scratch_of(int thread);
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
   const int max_rows_;
   std::vector<std::unique_ptr<Op>> ops_;
+  std::unique_ptr<State[]> states_;
+  size_t n_states_ = 0;
+  Step step_;
+  std::atomic<uint32_t> run_{0};
+  std::atomic<size_t> begin_{0}, end_{0};
+  double* seconds_ = nullptr;  // of the calling thread, where it wants them
+  Epoch op_done_;
   size_t scratch_bytes_ = 0;
   std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_], plus alignment
 };

@@ -82,21 +82,57 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::run(const std::function<void(int)>& work) {
-  std::lock_guard<std::mutex> lock(running_);
-  work_ = &work;
+void ThreadPool::share(SharedWork& work) {
+  current_.store(&work, std::memory_order_seq_cst);
   if (n_threads_ > 1) started_.advance();
-  work(0);
-  barrier([] {});
+  work.take_part(0);
+}
+
+void ThreadPool::retire(SharedWork& work) {
+  SharedWork* expected = &work;
+  current_.compare_exchange_strong(expected, nullptr, std::memory_order_seq_cst);
+  // A worker counts itself in before it looks at current_, so nobody can enter after this.
+  while (inside_.load(std::memory_order_seq_cst) > 0) std::this_thread::yield();
+}
+
+namespace {
+
+// Every thread calls the function once, and the caller waits for them all.
+class Everyone final : public SharedWork {
+ public:
+  Everyone(ThreadPool& pool, const std::function<void(int)>& work) : pool_(pool), work_(work), called_(pool.n_threads()) {}
+
+  void take_part(int thread) override {
+    // A worker that comes back after the end finds that it has been here.
+    if (called_[thread].exchange(true)) return;
+    work_(thread);
+    pool_.barrier([] {});
+  }
+
+ private:
+  ThreadPool& pool_;
+  const std::function<void(int)>& work_;
+  std::vector<std::atomic<bool>> called_;
+};
+
+}  // namespace
+
+void ThreadPool::run(const std::function<void(int)>& work) {
+  const auto turn = take_turn();
+  Everyone everyone(*this, work);
+  share(everyone);
+  retire(everyone);
 }
 
 void ThreadPool::worker(int thread) {
   if (pin_) stay_on_processor(thread);
-  for (uint32_t seen = 0;; seen++) {
+  for (uint32_t seen = 0;;) {
     started_.wait_past(seen);
+    seen = started_.value();
     if (stopping_) return;
-    (*work_)(thread);
-    barrier([] {});
+    inside_.fetch_add(1, std::memory_order_seq_cst);
+    if (SharedWork* work = current_.load(std::memory_order_seq_cst)) work->take_part(thread);
+    inside_.fetch_sub(1, std::memory_order_seq_cst);
   }
 }
 

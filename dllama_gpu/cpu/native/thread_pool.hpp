@@ -26,6 +26,17 @@ class Epoch {
   std::condition_variable wake_;
 };
 
+// Something that threads can join and leave at any time. It is finished when its work is, whoever did it: a thread that
+// has lost its core is not waited for.
+class SharedWork {
+ public:
+  // Called by every thread that finds the work under way; must not throw. A late thread may come after the end.
+  virtual void take_part(int thread) = 0;
+
+ protected:
+  ~SharedWork() = default;
+};
+
 class ThreadPool {
  public:
   // With `pin`, thread i stays on the i-th processor this process may use (Linux; elsewhere it has no effect).
@@ -36,8 +47,17 @@ class ThreadPool {
 
   int n_threads() const { return n_threads_; }
 
+  // To be held around `share`: callers in several threads take turns.
+  std::unique_lock<std::mutex> take_turn() { return std::unique_lock<std::mutex>(turn_); }
+
+  // Calls work.take_part(0) and returns when that does; the other threads are invited to take part meanwhile.
+  void share(SharedWork& work);
+
+  // Returns when no thread is inside `work` any more and none will enter; call it before the work goes away.
+  void retire(SharedWork& work);
+
   // Calls work(thread) once on every thread, the caller being thread 0, and returns when all have returned.
-  // `work` must not throw. Calls from several threads take turns.
+  // `work` must not throw.
   void run(const std::function<void(int)>& work);
 
   // Inside `run`: returns when every thread has come here. The last to come calls `on_last` first.
@@ -58,8 +78,9 @@ class ThreadPool {
 
   const int n_threads_;
   const bool pin_;
-  std::mutex running_;
-  const std::function<void(int)>* work_ = nullptr;
+  std::mutex turn_;
+  std::atomic<SharedWork*> current_{nullptr};
+  std::atomic<int> inside_{0};  // worker threads that may be inside `current_` or one before it
   std::atomic<bool> stopping_{false};
   Epoch started_;
   Epoch met_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.device import CpuDevice, available_threads
+from dllama_gpu.cpu.program import CpuProgram
+from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Program, Row
 from dllama_gpu.graph.graph import BufferType
@@ -97,6 +100,30 @@ def test_every_thread_count_gives_the_same_bits(source: ModelSource) -> None:
     graph = build_llama(source.spec, source.tensors, options())
     results = [logits(CpuDevice(n).compile(graph, source)) for n in range(1, min(available_threads(), 8) + 1)]
     assert all(np.array_equal(results[0], other) for other in results)
+
+
+def test_more_threads_than_processors_and_many_short_lives_give_the_same_bits(source: ModelSource) -> None:
+    graph = build_llama(source.spec, source.tensors, options())
+    expected = logits(CpuDevice(1).compile(graph, source), chunk=7)
+    pool = _native.ThreadPool(7, False)
+    kernels = CpuDevice(1).kernels
+    for _ in range(20):  # threads of one program's last step meet the next program's first
+        program = CpuProgram(graph, load_weights(graph, source, pool), pool, kernels)
+        assert np.array_equal(logits(program, chunk=7), expected)
+
+
+def test_programs_that_share_threads_take_turns(source: ModelSource) -> None:
+    graph = build_llama(source.spec, source.tensors, options())
+    pool = _native.ThreadPool(3, False)
+    kernels = CpuDevice(1).kernels
+    programs = [CpuProgram(graph, load_weights(graph, source, pool), pool, kernels) for _ in range(4)]
+    expected = logits(programs[0], chunk=5)
+
+    def use(program: CpuProgram) -> bool:
+        return all(np.array_equal(logits(program, chunk=5), expected) for _ in range(5))
+
+    with ThreadPoolExecutor(4) as users:
+        assert all(users.map(use, programs))
 
 
 def test_instruction_sets_with_fused_multiply_add_give_the_same_bits(source: ModelSource) -> None:
