@@ -94,7 +94,10 @@ class Program(Protocol):
         """
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
-        """The first `n_rows` rows of a buffer as an array (n_rows, width): a view for F32 and I32, a copy for Q80."""
+        """The first `n_rows` rows of a buffer as an array (n_rows, width): a view for F32 and I32, a copy for Q80.
+
+        A view shows what the next run writes; copy what must outlive it.
+        """
 
 
 LoadProgress = Callable[[int, int], None]

@@ -55,7 +55,7 @@ def test_a_file_cut_at_any_byte_is_refused_with_a_sentence(sample: Path, tmp_pat
     path = tmp_path / "cut.gguf"
     for size in range(end):
         path.write_bytes(data[:size])
-        with pytest.raises(DllamaError, match="is no GGUF file|damaged or truncated|is empty|truncated, repeat"):
+        with pytest.raises(DllamaError, match=r"is no GGUF file|damaged or truncated|is empty|truncated, repeat"):
             read_gguf_metadata(path)
 
 
