@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from dllama_gpu.cpu.device import available_threads
+from dllama_gpu.cpu.processors import available_threads
 
 _REPOSITORY = Path(__file__).parent.parent
 

@@ -21,7 +21,7 @@ from benchmarks.measure import Job, Measurement
 from benchmarks.models import MODEL_NAMES, model_file
 from benchmarks.report import markdown
 from benchmarks.work import work_of_model
-from dllama_gpu.cpu.device import available_threads
+from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.errors import DllamaError
 from launcher.guard import guarded
 

@@ -99,12 +99,12 @@ def add_device_arguments(parser: Parser) -> None:
         "--nthreads",
         type=whole_number(1),
         metavar="N",
-        help="CPU threads (default: one for each processor this process may use)",
+        help="CPU threads (default: one for each core this process may use)",
     )
     group.add_argument(
         "--pin-threads",
         action="store_true",
-        help="keep each thread on one processor (Linux): steadier on an idle machine, slower on a busy one",
+        help="keep each thread but the main one on one processor (Linux): steadier on an idle machine, slower on a busy one",
     )
     group.add_argument(
         "--buffer-float-type",

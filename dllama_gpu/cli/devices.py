@@ -20,7 +20,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Options) -> int:
     """Prints one line a fact."""
     from dllama_gpu.cpu import _native
-    from dllama_gpu.cpu.device import CpuDevice, available_threads
+    from dllama_gpu.cpu.device import CpuDevice
+    from dllama_gpu.cpu.processors import available_threads
     from dllama_gpu.engine.machine import available_memory, cpu_name, total_memory
 
     device = CpuDevice(n_threads=1)

@@ -91,7 +91,14 @@ def run(options: Options) -> int:
     with open_with_tokenizer(options.model, options.tokenizer) as model:
         ids = encode_prompt(model.tokenizer, prompt, options)
         seq_len = generation_seq_len(model.spec, len(ids), options.steps, options.max_seq_len)
-        loaded = load_program(model, device, options, seq_len, max_rows=min(options.prefill_chunk, len(ids)))
+        loaded = load_program(
+            model,
+            device,
+            options,
+            seq_len=seq_len,
+            max_rows=min(options.prefill_chunk, len(ids)),
+            max_logit_rows=1,
+        )
         note("sampling", describe_sampling(sampling))
         blank_line()
         request = GenerationRequest(

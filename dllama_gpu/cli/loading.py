@@ -29,7 +29,9 @@ def make_device(options: Options) -> Device:
     return CpuDevice(options.nthreads, pin=options.pin_threads)
 
 
-def load_program(model: OpenModel, device: Device, options: Options, seq_len: int, max_rows: int) -> LoadedProgram:
+def load_program(
+    model: OpenModel, device: Device, options: Options, *, seq_len: int, max_rows: int, max_logit_rows: int
+) -> LoadedProgram:
     """Builds the graph for a context of `seq_len` and steps of `max_rows`, and loads its weights.
 
     Raises DllamaError when the model cannot be run.
@@ -39,6 +41,7 @@ def load_program(model: OpenModel, device: Device, options: Options, seq_len: in
         model.source,
         GraphOptions(
             max_rows=max_rows,
+            max_logit_rows=max_logit_rows,
             seq_len=seq_len,
             buffer_type=BufferType(options.buffer_float_type),
         ),

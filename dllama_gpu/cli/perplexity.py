@@ -47,7 +47,14 @@ def run(options: Options) -> int:
         window = windows(len(ids), options.window)[0]
         check_window(window, model.spec.max_seq_len)
         seq_len = len(window) - 1
-        loaded = load_program(model, device, options, seq_len, max_rows=min(seq_len, _MAX_ROWS))
+        loaded = load_program(
+            model,
+            device,
+            options,
+            seq_len=seq_len,
+            max_rows=min(seq_len, _MAX_ROWS),
+            max_logit_rows=min(seq_len, _MAX_ROWS),
+        )
         latest: list[PerplexityResult] = []
         status = SUCCESS
         with progress("predicting", "windows") as advance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from dllama_gpu.cpu import _native
+from dllama_gpu.cpu.processors import available_threads, default_threads
 from dllama_gpu.cpu.program import CpuProgram, check_head_dim
 from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
@@ -14,23 +15,17 @@ from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.source import ModelSource
 
 
-def available_threads() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class CpuDevice:
     """Runs graphs on `n_threads` threads with the kernel table `kernels` (default: the best the processor has).
 
-    `pin` keeps each thread on one processor, which helps a machine that runs nothing else and hurts any other.
-    Raises DllamaError for a thread count below 1 or above the processors available, or kernels this processor lacks.
+    The default is one thread a core. `pin` keeps each thread but the calling one on one processor, which helps a
+    machine that runs nothing else and hurts any other. Raises DllamaError for a thread count below 1 or above the
+    processors available, or kernels this processor lacks.
     """
 
     def __init__(self, n_threads: int | None = None, kernels: str | None = None, pin: bool = False) -> None:
         limit = available_threads()
-        n_threads = limit if n_threads is None else n_threads
+        n_threads = default_threads() if n_threads is None else n_threads
         if not 1 <= n_threads <= limit:
             raise DllamaError(f"--nthreads must be from 1 to {limit}, the processors available here, not {n_threads}")
         usable = _native.kernel_names()
@@ -38,7 +33,10 @@ class CpuDevice:
         if kernels not in usable:
             raise DllamaError(f"this processor has no '{kernels}' kernels; it can run {', '.join(usable)}")
         self.kernels = kernels
-        self._pool = _native.ThreadPool(n_threads, pin)
+        try:
+            self._pool = _native.ThreadPool(n_threads, pin)
+        except RuntimeError as error:
+            raise DllamaError(f"the system gives no {n_threads} threads ({error}); try a smaller --nthreads") from error
 
     @property
     def n_threads(self) -> int:

@@ -41,10 +41,10 @@ class CpuProgram:
         self._weights = weights
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._buffers: dict[str, _native.ActivationBuffer] = {}
-        self._types = {buffer.name: buffer.type for buffer in graph.buffers}
+        self._declared = {buffer.name: buffer for buffer in graph.buffers}
         self._caches: dict[str, _native.KvCache] = {}
         self._attention_work: dict[tuple[int, int], _native.AttentionWork] = {}
-        self._program = _native.Program(pool, kernels, graph.max_rows)
+        self._program = _native.Program(pool, kernels, graph.max_rows, graph.max_logit_rows or graph.max_rows)
         self._op_names: list[str] = []
         self._add_buffers()
         self._add_caches()
@@ -92,15 +92,17 @@ class CpuProgram:
                 exchange(wanted, batch)
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
-        """The first `n_rows` rows of a buffer: a view for F32 and I32, a copy for Q80 (f32 values)."""
-        if self._types[name] is BufferType.Q80:
+        """See `dllama_gpu.graph.batch.Program.buffer`. Raises ValueError for an unknown name or too many rows."""
+        if name not in self._declared or not 0 <= n_rows <= self._graph.rows_of(self._declared[name]):
+            raise ValueError(f"this program has no {n_rows} rows of a buffer {name}")
+        if self._declared[name].type is BufferType.Q80:
             return _native.read_q80(self._buffers[name], n_rows)
         return self._arrays[name][:n_rows]
 
     def _add_buffers(self) -> None:
         for buffer in self._graph.buffers:
             logits_only = buffer.rows is Rows.LOGITS
-            max_rows = self._graph.max_rows
+            max_rows = self._graph.rows_of(buffer)
             array: npt.NDArray[Any]
             if buffer.type is BufferType.Q80:
                 array = zeroed(_native.q80_bytes(max_rows, buffer.width), f"the buffer {buffer.name}")

@@ -101,7 +101,12 @@ def _pack(
     first_row = 0
     for part in weight.parts:
         rows = _read(part, weight, source)
-        _native.pack(pool, memory, type, weight.n_rows, weight.n_columns, rows, first_row)
+        bad = _native.pack(pool, memory, type, weight.n_rows, weight.n_columns, rows, first_row)
+        if bad >= 0:
+            raise DllamaError(
+                f"{source.path}: row {part.row_begin + bad} of tensor {part.tensor} holds NaN or infinity; "
+                "the file is damaged, get it again"
+            )
         source.release(part.tensor)
         first_row += part.row_end - part.row_begin
     loaded.arrays.append(memory)
@@ -121,7 +126,12 @@ def _vector(weight: Weight, source: ModelSource) -> npt.NDArray[np.float32]:
     raw = _read(weight.parts[0], weight, source)
     if weight.float_type is not FloatType.F32:
         raise DllamaError(f"{source.path}: the norm {weight.name} is stored as {weight.float_type.value}, not f32")
-    return np.frombuffer(raw.tobytes(), np.float32)
+    vector = np.frombuffer(raw.tobytes(), np.float32)
+    if not np.isfinite(vector).all():
+        raise DllamaError(
+            f"{source.path}: the norm {weight.name} holds NaN or infinity; the file is damaged, get it again"
+        )
+    return vector
 
 
 def _read(part: TensorSlice, weight: Weight, source: ModelSource) -> npt.NDArray[np.uint8]:

@@ -55,10 +55,15 @@ class Batch:
         )
 
     def check(self, graph: Graph) -> None:
-        """Raises DllamaError unless every row fits `graph`: token, slot, position and row count in range."""
-        n_rows = len(self.tokens)
+        """Raises DllamaError unless the batch is what this class promises and fits the sizes of `graph`."""
+        n_rows, n_logit_rows = len(self.tokens), len(self.logit_rows)
         if not 0 < n_rows <= graph.max_rows:
             raise DllamaError(f"a batch needs 1 to {graph.max_rows} rows, not {n_rows}")
+        if not len(self.slots) == len(self.positions) == n_rows or len(self.temperatures) != n_logit_rows:
+            raise DllamaError("the columns of a batch differ in length")
+        limit = n_rows if graph.max_logit_rows is None else graph.max_logit_rows
+        if n_logit_rows > limit:
+            raise DllamaError(f"{n_logit_rows} rows of a batch want logits, but at most {limit} may")
         for what, column, limit in (
             ("token", self.tokens, graph.vocab_size),
             ("slot", self.slots, graph.n_slots),
@@ -68,8 +73,14 @@ class Batch:
             bad = column[(column < 0) | (column >= limit)]
             if bad.size:
                 raise DllamaError(f"{what} {int(bad[0])} in a batch is outside 0..{limit - 1}")
-        if np.any(self.temperatures <= 0):
-            raise DllamaError("a row's temperature must be above 0")
+        if np.any(np.diff(self.logit_rows) <= 0):
+            raise DllamaError("the logit rows of a batch must be in ascending order, each once")
+        follows = np.diff(self.slots) == 0
+        starts = self.slots[np.concatenate(([True], ~follows))]
+        if np.any(np.diff(self.positions)[follows] <= 0) or len(set(starts.tolist())) < len(starts):
+            raise DllamaError("rows of one slot must stand together in a batch, in ascending position")
+        if not np.all((self.temperatures > 0) & np.isfinite(self.temperatures)):
+            raise DllamaError("a row's temperature must be a number above 0")
 
 
 class ExchangeHandler(Protocol):

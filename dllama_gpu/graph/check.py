@@ -61,6 +61,9 @@ class _Checker:
             self.require(not twice, f"{what} {twice[:1]} is declared twice")
         self.sizes(("max_rows", graph.max_rows), ("n_slots", graph.n_slots), ("seq_len", graph.seq_len))
         self.sizes(("vocab_size", graph.vocab_size))
+        if graph.max_logit_rows is not None:
+            fits = 0 < graph.max_logit_rows <= graph.max_rows
+            self.require(fits, f"has max_logit_rows = {graph.max_logit_rows}; it must be from 1 to {graph.max_rows}")
         for buffer in graph.buffers:
             self.buffer_shape(buffer)
         for cache in graph.caches:

@@ -217,7 +217,8 @@ Step = Op | Exchange
 class Graph:
     """Everything a device must know to compute one node's share of a step.
 
-    `max_rows` bounds the rows of a batch, `n_slots` and `seq_len` size the KV caches.
+    `max_rows` bounds the rows of a batch and `max_logit_rows` those of them that want logits (None: all may);
+    `n_slots` and `seq_len` size the KV caches.
     """
 
     buffers: tuple[Buffer, ...]
@@ -228,6 +229,13 @@ class Graph:
     max_rows: int
     n_slots: int
     seq_len: int
+    max_logit_rows: int | None = None
+
+    def rows_of(self, buffer: Buffer) -> int:
+        """Rows that a buffer must have room for."""
+        if buffer.rows is Rows.ALL or self.max_logit_rows is None:
+            return self.max_rows
+        return self.max_logit_rows
 
     def segments(self) -> tuple[tuple[tuple[Op, ...], Exchange | None], ...]:
         """The steps cut at the exchanges: ops that run without a stop, and the exchange behind them (or None)."""

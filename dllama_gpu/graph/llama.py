@@ -40,6 +40,8 @@ class GraphOptions:
 
     max_rows: int = 128
     """Rows a step may have: the prefill chunk."""
+    max_logit_rows: int | None = None
+    """Rows of a step that may want logits; None: all of them. Each takes a row as wide as the vocabulary."""
     n_slots: int = 1
     """Sequences kept in the KV cache."""
     seq_len: int = 2048
@@ -88,6 +90,7 @@ class _LlamaBuilder:
             max_rows=self.options.max_rows,
             n_slots=self.options.n_slots,
             seq_len=self.options.seq_len,
+            max_logit_rows=self.options.max_logit_rows,
         )
 
     def embedding(self) -> None:

@@ -60,7 +60,7 @@ RowSource make_row_source(const py::array& rows, WeightType type, int n_columns)
 }
 
 // pack_rows with the GIL released, the groups of 16 rows shared out among the pool's threads.
-void pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_columns, const py::array& source,
+int pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_columns, const py::array& source,
           int first_row) {
   const PackedWeight weight = make_packed_weight(data, type, n_rows, n_columns);
   const RowSource rows = make_row_source(source, type, n_columns);
@@ -68,14 +68,19 @@ void pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_colum
   require(first_row >= 0 && first_row + count <= n_rows, "rows do not fit the packed weight");
   uint8_t* to = data.mutable_data();
   py::gil_scoped_release unlocked;
-  std::atomic<int> next{0};
+  std::atomic<int> next{0}, first_bad{count};
   constexpr int kStep = 4 * kGroupRows;
   pool.run([&](int) {
     for (int row; (row = next.fetch_add(kStep)) < count;) {
       const int n = count - row < kStep ? count - row : kStep;
-      pack_rows(weight, to, rows.row_major + row * rows.row_stride, rows.row_stride, first_row + row, n);
+      const uint8_t* from = rows.row_major + row * rows.row_stride;
+      const int bad = pack_rows(weight, to, from, rows.row_stride, first_row + row, n);
+      int lowest = first_bad.load();
+      while (bad >= 0 && row + bad < lowest && !first_bad.compare_exchange_weak(lowest, row + bad)) {
+      }
     }
   });
+  return first_bad < count ? first_bad.load() : -1;
 }
 
 double read_rate_of(ThreadPool& pool, const py::array_t<uint64_t, py::array::c_style>& words) {
@@ -165,6 +170,7 @@ struct StepArrays {
     step.n_rows = static_cast<int>(tokens.size());
     step.n_logit_rows = static_cast<int>(logit_rows.size());
     require(step.n_rows > 0 && step.n_rows <= program.max_rows(), "the step has too many rows");
+    require(step.n_logit_rows <= program.max_logit_rows(), "the step has too many rows that want logits");
     require(slots.size() == tokens.size() && positions.size() == tokens.size() &&
                 temperatures.size() == logit_rows.size(),
             "the step's columns differ in length");
@@ -243,7 +249,7 @@ void add_top_candidates(Program& program, const ActivationBuffer& logits, const 
   require(logits.f32 && values.f32 && ids.i32 && log_sum_exp.f32 && values.width == ids.width &&
               values.width <= logits.width && log_sum_exp.width == 1,
           "shapes of a candidate search differ");
-  auto work = make_candidate_work(program.max_rows(), logits.width, values.width);
+  auto work = make_candidate_work(program.max_logit_rows(), logits.width, values.width);
   program.add(make_candidate_search(program.kernels(), logits, first_id, work));
   program.add(make_candidate_join(values, ids, log_sum_exp, work));
 }
@@ -270,7 +276,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("read_rate", &read_rate_of, "pool"_a, "words"_a, "Bytes per second of one pass that reads a uint64 array.");
 
-  py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a, "type"_a, "n_rows"_a, "n_columns"_a);
+  py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a);
   py::class_<RowSource>(m, "RowSource")
       .def(py::init(&make_row_source), "rows"_a, "type"_a, "n_columns"_a)
       .def(py::init([](const PackedWeight& weight) { return RowSource{weight, nullptr, 0}; }), "weight"_a);
@@ -278,16 +284,17 @@ PYBIND11_MODULE(_native, m) {
       "packed_bytes",
       [](WeightType type, int n_rows, int n_columns) { return packed_bytes(packed_layout(type, n_rows, n_columns)); },
       "type"_a, "n_rows"_a, "n_columns"_a, "Bytes of a packed weight.");
-  m.def("pack", &pack, "pool"_a, "data"_a, "type"_a, "n_rows"_a, "n_columns"_a, "source"_a, "first_row"_a,
-        "Packs row-major rows [n, row_bytes] into rows first_row.. of a packed weight whose memory was zero.");
+  m.def("pack", &pack, "pool"_a, "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a, "source"_a, "first_row"_a,
+        "Packs row-major rows [n, row_bytes] into rows first_row.. of a packed weight whose memory was zero. Returns the "
+        "first row that holds NaN or infinity, or -1.");
 
   py::class_<ActivationBuffer>(m, "ActivationBuffer").def_readonly("width", &ActivationBuffer::width);
-  m.def("f32_buffer", &f32_buffer, "array"_a, "logit_rows_only"_a);
-  m.def("i32_buffer", &i32_buffer, "array"_a, "logit_rows_only"_a);
-  m.def("q80_buffer", &q80_buffer, "array"_a, "max_rows"_a, "width"_a, "logit_rows_only"_a);
+  m.def("f32_buffer", &f32_buffer, "array"_a.noconvert(), "logit_rows_only"_a);
+  m.def("i32_buffer", &i32_buffer, "array"_a.noconvert(), "logit_rows_only"_a);
+  m.def("q80_buffer", &q80_buffer, "array"_a.noconvert(), "max_rows"_a, "width"_a, "logit_rows_only"_a);
   m.def("read_q80", &read_q80, "buffer"_a, "n_rows"_a, "Rows of a Q80 buffer as f32 [n_rows, width].");
   py::class_<KvCache>(m, "KvCache")
-      .def(py::init(&make_kv_cache), "keys"_a, "values"_a, "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
+      .def(py::init(&make_kv_cache), "keys"_a.noconvert(), "values"_a.noconvert(), "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
   py::class_<AttentionWorkHandle>(m, "AttentionWork")
       .def(py::init([](int max_rows, int n_heads, int padded_head_dim, int seq_len) {
              return AttentionWorkHandle{make_attention_work(max_rows, n_heads, padded_head_dim, seq_len)};
@@ -299,13 +306,14 @@ PYBIND11_MODULE(_native, m) {
              return StepArrays{std::move(tokens), std::move(slots), std::move(positions), std::move(logit_rows),
                                std::move(temperatures)};
            }),
-           "tokens"_a, "slots"_a, "positions"_a, "logit_rows"_a, "temperatures"_a);
+           "tokens"_a.noconvert(), "slots"_a.noconvert(), "positions"_a.noconvert(), "logit_rows"_a.noconvert(),
+           "temperatures"_a.noconvert());
 
   py::class_<Program>(m, "Program")
-      .def(py::init([](std::shared_ptr<ThreadPool> pool, const std::string& kernels, int max_rows) {
-             return std::make_unique<Program>(std::move(pool), kernels_named(kernels), max_rows);
+      .def(py::init([](std::shared_ptr<ThreadPool> pool, const std::string& kernels, int max_rows, int max_logit_rows) {
+             return std::make_unique<Program>(std::move(pool), kernels_named(kernels), max_rows, max_logit_rows);
            }),
-           "pool"_a, "kernels"_a, "max_rows"_a)
+           "pool"_a, "kernels"_a, "max_rows"_a, "max_logit_rows"_a)
       .def("add_embed",
            [](Program& program, const RowSource& weight, const ActivationBuffer& out) {
              require(out.f32 && out.width == weight.weight.n_columns, "shapes of an embedding differ");
@@ -316,7 +324,7 @@ PYBIND11_MODULE(_native, m) {
              require(out.f32 && static_cast<size_t>(out.width) == 2 * frequencies.size(), "shapes of angles differ");
              program.add(make_rope_angles(std::move(frequencies), out));
            })
-      .def("add_rms_norm", &add_rms_norm, "x"_a, "add"_a.none(true), "weight"_a, "out"_a, "epsilon"_a)
+      .def("add_rms_norm", &add_rms_norm, "x"_a, "add"_a.none(true), "weight"_a.noconvert(), "out"_a, "epsilon"_a)
       .def("add_matmul", &add_matmul, "x"_a, "weight"_a, "out"_a, "out_column"_a)
       .def("add_gated_matmul", &add_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a)
       .def("add_rope_store", &add_rope_store, "qkv"_a, "angles"_a, "cache"_a, "n_heads"_a, "half_split"_a)
@@ -325,7 +333,7 @@ PYBIND11_MODULE(_native, m) {
       .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a)
       .def_property_readonly("n_ops", &Program::n_ops)
       .def("run", &run, "step"_a, "begin"_a, "end"_a)
-      .def("run_timed", &run_timed, "step"_a, "begin"_a, "end"_a, "seconds"_a);
+      .def("run_timed", &run_timed, "step"_a, "begin"_a, "end"_a, "seconds"_a.noconvert());
 }
 
 }  // namespace dllama

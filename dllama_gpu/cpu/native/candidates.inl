@@ -51,6 +51,7 @@ int top_candidates(const float* values, int n, int first_id, int k, float scale,
     }
     for (int j = i; j < i + width; j++) {
       if (width < 16) highest = max(highest, set1(values[j]));
+      if (values[j] != values[j]) continue;  // NaN ranks nowhere
       if (heap.size < k)
         heap.push(values[j], first_id + j);
       else if (values[j] > heap.values[0])

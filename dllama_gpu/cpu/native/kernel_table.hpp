@@ -79,8 +79,9 @@ struct MatmulArgs {
   size_t x_stride;
   Q80Rows x_q80;  // used when x_f32 is null
   int n_rows;
-  float* out;  // element (row, r of the weight) at out[row * out_stride + r]
+  float* out;  // element (row, weight row r) at out[row * out_stride + r - first_weight_row]
   size_t out_stride;
+  int first_weight_row = 0;
 };
 
 // Where a row-wise kernel writes: f32 or Q80.

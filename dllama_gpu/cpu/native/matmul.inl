@@ -148,7 +148,7 @@ template <class Format>
 void matmul_q80(const MatmulArgs& args, int group_begin, int group_end) {
   for (int g = group_begin; g < group_end; g++) {
     const uint8_t* group = args.weight.data + g * args.weight.group_bytes;
-    float* out = args.out + static_cast<size_t>(g) * kGroupRows;
+    float* out = args.out + (g * kGroupRows - args.first_weight_row);
     const int n_valid = args.weight.n_rows - g * kGroupRows;
     for (int tile = 0; tile < args.n_rows; tile += kTileRows) {
       const int height = tile_height(tile, args.n_rows);
@@ -284,7 +284,7 @@ template <class Reader>
 void matmul_f32(const MatmulArgs& args, int group_begin, int group_end) {
   for (int g = group_begin; g < group_end; g++) {
     const uint8_t* group = args.weight.data + g * args.weight.group_bytes;
-    float* out = args.out + static_cast<size_t>(g) * kGroupRows;
+    float* out = args.out + (g * kGroupRows - args.first_weight_row);
     const int n_valid = args.weight.n_rows - g * kGroupRows;
     if (args.n_rows == 1) {
       f32_tile<Reader, 1>(args, group, 0, out, n_valid);

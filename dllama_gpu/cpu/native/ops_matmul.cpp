@@ -26,7 +26,7 @@ class Matmul : public Op {
 
   void run(const Step& step, int begin, int end, uint8_t*) const override {
     const auto width = static_cast<size_t>(out_.width);
-    kernel_({weight_, x_.f32, static_cast<size_t>(x_.width), x_.q80, out_.rows(step), out_.f32 + out_column_, width},
+    kernel_({weight_, x_.f32, static_cast<size_t>(x_.width), x_.q80, out_.rows(step), out_.f32 + out_column_, width, 0},
             begin, end);
   }
 
@@ -64,9 +64,8 @@ class GatedMatmul : public Op {
     for (int unit = begin; unit < end; unit++) {
       const int column = unit * kUnitColumns, first = unit * kUnitGroups;
       const int last = first + kUnitGroups < n_groups(gate_) ? first + kUnitGroups : n_groups(gate_);
-      // The kernels write a group's columns where the whole matrix would have them.
-      gate_kernel_(args(gate_, gates - column, out.n_rows), first, last);
-      up_kernel_(args(up_, ups - column, out.n_rows), first, last);
+      gate_kernel_(args(gate_, gates, column, out.n_rows), first, last);
+      up_kernel_(args(up_, ups, column, out.n_rows), first, last);
       const int n = gate_.n_rows - column < kUnitColumns ? gate_.n_rows - column : kUnitColumns;
       for (int r = 0; r < out.n_rows; r++) {
         float* row = gates + static_cast<size_t>(r) * kUnitColumns;
@@ -80,8 +79,8 @@ class GatedMatmul : public Op {
   static constexpr int kUnitGroups = 2;
   static constexpr int kUnitColumns = kUnitGroups * kGroupRows;
 
-  MatmulArgs args(const PackedWeight& weight, float* out, int n_rows) const {
-    return {weight, x_.f32, static_cast<size_t>(x_.width), x_.q80, n_rows, out, kUnitColumns};
+  MatmulArgs args(const PackedWeight& weight, float* out, int column, int n_rows) const {
+    return {weight, x_.f32, static_cast<size_t>(x_.width), x_.q80, n_rows, out, kUnitColumns, column};
   }
 
   const KernelTable& kernels_;

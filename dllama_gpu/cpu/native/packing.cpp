@@ -1,5 +1,6 @@
 #include "packing.hpp"
 
+#include <cmath>
 #include <cstring>
 
 #include "half.hpp"
@@ -32,27 +33,12 @@ bool is_quantized(WeightType type) {
   return type == WeightType::Q40 || type == WeightType::Q41 || type == WeightType::Q80;
 }
 
+bool is_finite_half(uint16_t half) { return (half & 0x7C00) != 0x7C00; }
+
 uint16_t read_u16(const uint8_t* p) {
   uint16_t value;
   std::memcpy(&value, p, 2);
   return value;
-}
-
-void pack_quantized_row(const PackedWeight& weight, uint8_t* group, int lane, const uint8_t* source) {
-  const BlockShape shape = block_shape(weight.type);
-  for (int b = 0; b < weight.n_columns / kBlock; b++, source += shape.bytes) {
-    std::memcpy(group + scales_at(shape.packed, b) + 2 * lane, source, 2);
-    if (weight.type == WeightType::Q41) std::memcpy(group + minima_at(shape.packed, b) + 2 * lane, source + 2, 2);
-    uint8_t* quants = group + quants_at(shape.packed, b) + 4 * lane;
-    for (size_t i = 0; i < shape.n_words; i++)
-      std::memcpy(quants + i * 4 * kGroupRows, source + shape.header + 4 * i, 4);
-  }
-}
-
-void pack_plain_row(const PackedWeight& weight, uint8_t* group, int lane, const uint8_t* source) {
-  const size_t size = element_bytes(weight.type);
-  for (int k = 0; k < weight.n_columns; k++)
-    std::memcpy(group + (static_cast<size_t>(k) * kGroupRows + lane) * size, source + k * size, size);
 }
 
 float plain_element(WeightType type, const uint8_t* p) {
@@ -62,6 +48,33 @@ float plain_element(WeightType type, const uint8_t* p) {
     return value;
   }
   return type == WeightType::F16 ? f16_to_f32(read_u16(p)) : bf16_to_f32(read_u16(p));
+}
+
+bool pack_quantized_row(const PackedWeight& weight, uint8_t* group, int lane, const uint8_t* source) {
+  const BlockShape shape = block_shape(weight.type);
+  bool finite = true;
+  for (int b = 0; b < weight.n_columns / kBlock; b++, source += shape.bytes) {
+    std::memcpy(group + scales_at(shape.packed, b) + 2 * lane, source, 2);
+    finite &= is_finite_half(read_u16(source));
+    if (weight.type == WeightType::Q41) {
+      std::memcpy(group + minima_at(shape.packed, b) + 2 * lane, source + 2, 2);
+      finite &= is_finite_half(read_u16(source + 2));
+    }
+    uint8_t* quants = group + quants_at(shape.packed, b) + 4 * lane;
+    for (size_t i = 0; i < shape.n_words; i++)
+      std::memcpy(quants + i * 4 * kGroupRows, source + shape.header + 4 * i, 4);
+  }
+  return finite;
+}
+
+bool pack_plain_row(const PackedWeight& weight, uint8_t* group, int lane, const uint8_t* source) {
+  const size_t size = element_bytes(weight.type);
+  bool finite = true;
+  for (int k = 0; k < weight.n_columns; k++) {
+    std::memcpy(group + (static_cast<size_t>(k) * kGroupRows + lane) * size, source + k * size, size);
+    finite &= std::isfinite(plain_element(weight.type, source + k * size));
+  }
+  return finite;
 }
 
 // 4 bytes of quants (word `i` of a block) to the elements they hold.
@@ -95,17 +108,18 @@ size_t packed_bytes(const PackedWeight& weight) {
   return static_cast<size_t>((weight.n_rows + kGroupRows - 1) / kGroupRows) * weight.group_bytes;
 }
 
-void pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, size_t source_stride, int first_row,
+int pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, size_t source_stride, int first_row,
                int n_rows) {
+  int first_bad = -1;
   for (int r = 0; r < n_rows; r++) {
     const int row = first_row + r;
     uint8_t* group = data + static_cast<size_t>(row / kGroupRows) * weight.group_bytes;
     const uint8_t* from = source + r * source_stride;
-    if (is_quantized(weight.type))
-      pack_quantized_row(weight, group, row % kGroupRows, from);
-    else
-      pack_plain_row(weight, group, row % kGroupRows, from);
+    const bool finite = is_quantized(weight.type) ? pack_quantized_row(weight, group, row % kGroupRows, from)
+                                                  : pack_plain_row(weight, group, row % kGroupRows, from);
+    if (!finite && first_bad < 0) first_bad = r;
   }
+  return first_bad;
 }
 
 void dequantize_row(WeightType type, const uint8_t* source, int n_columns, float* out) {

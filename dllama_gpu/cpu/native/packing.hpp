@@ -16,8 +16,9 @@ PackedWeight packed_layout(WeightType type, int n_rows, int n_columns);
 size_t packed_bytes(const PackedWeight& weight);
 
 // Writes row-major rows into rows [first_row, first_row + n_rows) of a packed weight, whose memory is zero at first.
-// `source` rows are `source_stride` bytes apart.
-void pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, size_t source_stride, int first_row,
+// `source` rows are `source_stride` bytes apart. Returns the first source row that holds NaN or infinity (in a scale,
+// for quantized types), or -1.
+int pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, size_t source_stride, int first_row,
                int n_rows);
 
 // One row-major row as f32.

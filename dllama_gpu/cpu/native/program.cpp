@@ -13,11 +13,14 @@ constexpr size_t kAlignment = 64;
 // Units a thread takes at a time: few enough that a thread which loses its core leaves little undone.
 constexpr int kPortionsPerThread = 4;
 
+constexpr uint64_t kClosed = 0x7FFFFFFF;  // more units than any op has
+
 uint32_t run_of(uint64_t taken) { return static_cast<uint32_t>(taken >> 32); }
 
 }  // namespace
 
 void Program::add(std::unique_ptr<Op> op) {
+  pool_->retire(*this);
   const size_t needed = (op->scratch_bytes() + kAlignment - 1) / kAlignment * kAlignment;
   if (needed > scratch_bytes_) {
     scratch_bytes_ = needed;
@@ -47,10 +50,13 @@ void Program::start(const Step& step, size_t begin, size_t end) {
   step_ = step;
   const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   for (size_t i = begin; i < end; i++) {
+    // A late thread of the last run may be looking: it must not see that run's number beside this run's units.
+    const uint64_t this_run = static_cast<uint64_t>(run) << 32;
+    states_[i].taken.store(this_run | kClosed, std::memory_order_seq_cst);
     ops_[i]->prepare(step_);
-    states_[i].units.store(ops_[i]->units(step_), std::memory_order_relaxed);
-    states_[i].done.store(0, std::memory_order_relaxed);
-    states_[i].taken.store(static_cast<uint64_t>(run) << 32, std::memory_order_release);
+    states_[i].units.store(ops_[i]->units(step_), std::memory_order_seq_cst);
+    states_[i].done.store(0, std::memory_order_seq_cst);
+    states_[i].taken.store(this_run, std::memory_order_seq_cst);
   }
   begin_.store(begin, std::memory_order_relaxed);
   end_.store(end, std::memory_order_relaxed);
@@ -80,7 +86,7 @@ bool Program::finish_op(size_t index, uint32_t run, uint8_t* scratch) {
   int units;
   for (uint64_t taken = state.taken.load(std::memory_order_acquire);;) {
     if (run_of(taken) != run) return false;
-    units = state.units.load(std::memory_order_relaxed);
+    units = state.units.load(std::memory_order_acquire);
     const int first = static_cast<int>(taken & 0xFFFFFFFFu);
     if (first >= units) break;
     const int portion = std::max(1, units / (pool_->n_threads() == 1 ? 1 : pool_->n_threads() * kPortionsPerThread));

@@ -68,14 +68,15 @@ class Op {
 // that was pushed off its core holds up at most the units it has taken.
 class Program final : public SharedWork {
  public:
-  Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, int max_rows)
-      : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows) {}
+  Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, int max_rows, int max_logit_rows)
+      : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows), max_logit_rows_(max_logit_rows) {}
   ~Program() { pool_->retire(*this); }
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   const KernelTable& kernels() const { return kernels_; }
   int max_rows() const { return max_rows_; }
+  int max_logit_rows() const { return max_logit_rows_; }
   void add(std::unique_ptr<Op> op);
 
   // Runs ops [begin, end) of one step of at most max_rows rows.
@@ -90,7 +91,7 @@ class Program final : public SharedWork {
   // Where an op stands in a run.
   struct State {
     std::atomic<uint64_t> taken{0};  // number of the run in the upper half, units taken in the lower
-    std::atomic<int> units{0};       // set before `taken` names the run
+    std::atomic<int> units{0};       // changes only while `taken` says that nothing is left
     std::atomic<int> done{0};
   };
 
@@ -100,7 +101,7 @@ class Program final : public SharedWork {
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
-  const int max_rows_;
+  const int max_rows_, max_logit_rows_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::unique_ptr<State[]> states_;
   size_t n_states_ = 0;

@@ -88,6 +88,8 @@ void rms_norm(float* x, const float* added, const float* weight, float epsilon, 
     squares = fma(v, v, squares);
   }
   const float mean = reduce_add(squares) / static_cast<float>(width);
+  // A row with NaN or infinity stays one: quantizing would hide what damaged weights have done.
+  const bool finite = mean - mean == 0;
   const F32x16 scale = set1(1.0f / std::sqrt(mean + epsilon));
   if (out.f32) {
     float* row = out.f32 + static_cast<size_t>(out_row) * out.width;
@@ -100,7 +102,9 @@ void rms_norm(float* x, const float* added, const float* weight, float epsilon, 
   for (int i = 0; i < width; i += kBlock) {
     const F32x16 lo = mul(mul(load(x + i), scale), load(weight + i));
     const F32x16 hi = mul(mul(load(x + i + 16), scale), load(weight + i + 16));
-    quantize_block(lo, hi, out.q80, q80_index(out.q80, out_row, i / kBlock, out.n_rows));
+    const size_t index = q80_index(out.q80, out_row, i / kBlock, out.n_rows);
+    quantize_block(lo, hi, out.q80, index);
+    if (!finite) out.q80.scales[index] = out.q80.scaled_sums[index] = NAN;
   }
 }
 

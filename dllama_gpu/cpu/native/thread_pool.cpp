@@ -65,7 +65,7 @@ void Epoch::wait_past(uint32_t seen) {
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-ThreadPool::ThreadPool(int n_threads, bool pin) : n_threads_(n_threads < 1 ? 1 : n_threads), pin_(pin) {
+ThreadPool::ThreadPool(int n_threads, bool pin) : n_threads_(n_threads < 1 ? 1 : n_threads), pin_(pin), inside_(n_threads_) {
   try {
     for (int i = 1; i < n_threads_; i++) threads_.emplace_back(&ThreadPool::worker, this, i);
   } catch (...) {
@@ -91,8 +91,9 @@ void ThreadPool::share(SharedWork& work) {
 void ThreadPool::retire(SharedWork& work) {
   SharedWork* expected = &work;
   current_.compare_exchange_strong(expected, nullptr, std::memory_order_seq_cst);
-  // A worker counts itself in before it looks at current_, so nobody can enter after this.
-  while (inside_.load(std::memory_order_seq_cst) > 0) std::this_thread::yield();
+  // A worker says where it goes before it looks at current_ once more, so nobody can enter after this.
+  for (const std::atomic<SharedWork*>& inside : inside_)
+    while (inside.load(std::memory_order_seq_cst) == &work) std::this_thread::yield();
 }
 
 namespace {
@@ -130,9 +131,10 @@ void ThreadPool::worker(int thread) {
     started_.wait_past(seen);
     seen = started_.value();
     if (stopping_) return;
-    inside_.fetch_add(1, std::memory_order_seq_cst);
-    if (SharedWork* work = current_.load(std::memory_order_seq_cst)) work->take_part(thread);
-    inside_.fetch_sub(1, std::memory_order_seq_cst);
+    SharedWork* work = current_.load(std::memory_order_seq_cst);
+    inside_[thread].store(work, std::memory_order_seq_cst);
+    if (work && current_.load(std::memory_order_seq_cst) == work) work->take_part(thread);
+    inside_[thread].store(nullptr, std::memory_order_seq_cst);
   }
 }
 

@@ -39,7 +39,8 @@ class SharedWork {
 
 class ThreadPool {
  public:
-  // With `pin`, thread i stays on the i-th processor this process may use (Linux; elsewhere it has no effect).
+  // With `pin`, thread i >= 1 stays on the i-th processor this process may use (Linux; elsewhere it has no effect);
+  // the calling thread is the program's own and keeps its freedom, with the first processor left to it.
   ThreadPool(int n_threads, bool pin);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -80,7 +81,7 @@ class ThreadPool {
   const bool pin_;
   std::mutex turn_;
   std::atomic<SharedWork*> current_{nullptr};
-  std::atomic<int> inside_{0};  // worker threads that may be inside `current_` or one before it
+  std::vector<std::atomic<SharedWork*>> inside_;  // what each thread may be inside of
   std::atomic<bool> stopping_{false};
   Epoch started_;
   Epoch met_;

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from dllama_gpu.cpu import _native
-from dllama_gpu.cpu.device import CpuDevice, available_threads
+from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.cpu.program import CpuProgram
 from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
@@ -112,6 +113,24 @@ def test_more_threads_than_processors_and_many_short_lives_give_the_same_bits(so
         assert np.array_equal(logits(program, chunk=7), expected)
 
 
+def test_late_threads_never_mix_two_steps(source: ModelSource) -> None:
+    """Units grow and shrink from step to step, with more threads than processors, so that some are always late."""
+    graph = build_llama(source.spec, source.tensors, options())
+    alone = CpuDevice(1).compile(graph, source)
+    pool = _native.ThreadPool(6, False)
+    crowded = CpuProgram(graph, load_weights(graph, source, pool), pool, CpuDevice(1).kernels)
+    many = Batch.of([Row(token, 0, p, True) for p, token in enumerate(TOKENS)])
+    few = Batch.of([Row(TOKENS[-1], 0, len(TOKENS), True)])
+    expected = []
+    for batch, n_rows in ((many, len(TOKENS)), (few, 1)):
+        alone.run(batch)
+        expected.append(alone.buffer("logits", n_rows).copy())
+    for _ in range(60):
+        for batch, wanted in zip((many, few), expected, strict=True):
+            crowded.run(batch)
+            assert np.array_equal(crowded.buffer("logits", len(wanted)), wanted)
+
+
 def test_programs_that_share_threads_take_turns(source: ModelSource) -> None:
     graph = build_llama(source.spec, source.tensors, options())
     pool = _native.ThreadPool(3, False)
@@ -155,6 +174,96 @@ def test_only_rows_that_want_logits_get_them(source: ModelSource) -> None:
     program.run(Batch.of([Row(token, 0, p, p in (3, 39)) for p, token in enumerate(TOKENS)]))
     assert np.array_equal(program.buffer("logits", 2), everywhere[[3, 39]])
     program.run(Batch.of([Row(TOKENS[0], 0, 0)]))  # a step that wants none
+
+
+def batch_of(rows: list[tuple[int, int]], logit_rows: list[int], temperatures: list[float]) -> Batch:
+    """A batch of (slot, position) rows whose columns need not belong together."""
+    slots, positions = (np.array([row[i] for row in rows], np.int32) for i in range(2))
+    return Batch(
+        np.zeros(len(rows), np.int32),
+        slots,
+        positions,
+        np.array(logit_rows, np.int32),
+        np.array(temperatures, np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (batch_of([(0, 0)], [0] * 3000, [1.0] * 3000), "3000 rows of a batch want logits"),
+        (batch_of([(0, 0), (0, 1)], [1, 1], [1.0, 1.0]), "ascending order, each once"),
+        (batch_of([(0, 0), (0, 1)], [1, 0], [1.0, 1.0]), "ascending order, each once"),
+        (batch_of([(0, 0), (0, 1)], [0], []), "differ in length"),
+        (batch_of([(0, 1), (0, 0)], [], []), "ascending position"),
+        (batch_of([(0, 1), (0, 1)], [], []), "ascending position"),
+        (batch_of([(0, 0), (1, 0), (0, 1)], [], []), "stand together"),
+        (batch_of([(0, 0)], [0], [float("nan")]), "temperature"),
+        (batch_of([(0, 0)], [0], [float("inf")]), "temperature"),
+    ],
+)
+def test_batches_that_break_their_promises_are_refused(source: ModelSource, batch: Batch, message: str) -> None:
+    graph = build_llama(source.spec, source.tensors, replace(options(), n_slots=2))
+    program = CpuDevice(1).compile(graph, source)
+    with pytest.raises(DllamaError, match=message):
+        program.run(batch)
+
+
+def test_room_for_few_logit_rows_is_room_for_no_more(source: ModelSource) -> None:
+    graph = build_llama(source.spec, source.tensors, replace(options(), max_logit_rows=2))
+    program = CpuDevice(1).compile(graph, source)
+    whole = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    rows = [Row(token, 0, p, p in (5, 7)) for p, token in enumerate(TOKENS[:8])]
+    for each in (program, whole):
+        each.run(Batch.of(rows))
+    assert np.array_equal(program.buffer("logits", 2), whole.buffer("logits", 2))
+    with pytest.raises(DllamaError, match="3 rows of a batch want logits, but at most 2"):
+        program.run(Batch.of([Row(token, 0, p, p > 4) for p, token in enumerate(TOKENS[:8])]))
+    for name, n_rows in (("logits", 3), ("x", 41), ("x", -1), ("nothing", 1)):
+        with pytest.raises(ValueError, match=name):
+            program.buffer(name, n_rows)
+
+
+@pytest.mark.parametrize("float_type", [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80])
+def test_damaged_weights_are_refused_with_the_place(tmp_path: Path, float_type: FloatType) -> None:
+    path = tmp_path / "damaged.m"
+    write_random_m(path, **SHAPE, weight_type=float_type, seed=1)
+    source = MFile(path)
+    raw = source.read("layers.1.down")
+    start = path.read_bytes().index(raw[7].tobytes())
+    source.close()
+    data = bytearray(path.read_bytes())
+    data[start : start + 4] = b"\x00\x00\xc0\x7f" if float_type is FloatType.F32 else b"\x00\x7e\x00\x7e"
+    path.write_bytes(data)
+    damaged = MFile(path)
+    with pytest.raises(DllamaError, match=r"row 7 of tensor layers\.1\.down holds NaN or infinity"):
+        CpuDevice(1).compile(build_llama(damaged.spec, damaged.tensors, options()), damaged)
+    damaged.close()
+
+
+def test_nan_in_an_embedding_reaches_the_logits(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.m"
+    write_random_m(path, **SHAPE, weight_type=FloatType.Q40, seed=1)
+    source = MFile(path)
+    raw = source.read("embedding")
+    start = path.read_bytes().index(raw[9].tobytes())
+    source.close()
+    data = bytearray(path.read_bytes())
+    data[start : start + 4] = b"\x00\x00\xc0\x7f"
+    path.write_bytes(data)
+    damaged = MFile(path)
+    for kernels in _native.kernel_names():
+        program = CpuDevice(1, kernels).compile(build_llama(damaged.spec, damaged.tensors, options()), damaged)
+        program.run(Batch.of([Row(9, 0, 0, True)]))
+        assert np.isnan(program.buffer("logits", 1)).all()
+        assert not np.isfinite(program.buffer("log_sum_exp", 1)).any()
+    damaged.close()
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 32), np.int16), np.zeros((2, 64), np.float32)[:, ::2]])
+def test_native_buffers_take_no_array_that_they_would_have_to_copy(array: npt.NDArray[np.generic]) -> None:
+    with pytest.raises(TypeError):
+        _native.f32_buffer(array, False)
 
 
 @pytest.mark.parametrize(
