@@ -104,7 +104,8 @@ def add_device_arguments(parser: Parser) -> None:
     group.add_argument(
         "--pin-threads",
         action="store_true",
-        help="keep each thread but the main one on one processor (Linux): steadier on an idle machine, slower on a busy one",
+        help="keep each thread but the main one on one processor (Linux): steadier on an idle machine, slower on a "
+        "busy one",
     )
     group.add_argument(
         "--buffer-float-type",
