@@ -78,6 +78,11 @@ class KernelCheck:
         return answers
 
 
+def arm_required() -> bool:
+    """Whether tests fail where ARM's kernels can be neither built nor emulated; otherwise they are skipped."""
+    return os.environ.get("DLLAMA_GPU_REQUIRE_ARM_TESTS") == "1"
+
+
 def build(folder: Path, *, cross: bool) -> Path:
     """Builds kernel_check with the project's own flags in `folder`; gives the program's path.
 

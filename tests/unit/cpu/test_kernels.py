@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -44,6 +45,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Future[Path
         return {False: native, True: pool.submit(kernel_check.build, folder / "arm64", cross=True)}
 
 
+def skip_or_fail(reason: UnavailableError, *, is_arm: bool) -> NoReturn:
+    """Ends a test whose kernels cannot be run here; those of ARM may have been declared a must."""
+    if is_arm and kernel_check.arm_required():
+        pytest.fail(f"DLLAMA_GPU_REQUIRE_ARM_TESTS=1, but {reason}")
+    pytest.skip(str(reason))
+
+
 def runner_for(target: Target, programs: dict[bool, Future[Path]]) -> KernelCheck:
     program = programs[target.is_arm].result()
     if target.is_arm == kernel_check.IS_ARM64:
@@ -80,7 +88,7 @@ def results_of(
                 known[name] = reason
         result = known[name]
         if isinstance(result, UnavailableError):
-            pytest.skip(str(result))
+            skip_or_fail(result, is_arm=TARGETS[name].is_arm)
         return result
 
     return results
@@ -132,5 +140,17 @@ def test_no_function_of_one_instruction_set_can_be_linked_in_for_all(
     try:
         shared = kernel_check.shared_symbols(programs[arm].result(), cross=arm and not kernel_check.IS_ARM64)
     except UnavailableError as reason:
-        pytest.skip(str(reason))
+        skip_or_fail(reason, is_arm=arm)
     assert not shared
+
+
+def test_missing_arm_tools_fail_where_they_are_required_and_skip_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = UnavailableError("qemu-aarch64 is not installed")
+    monkeypatch.setenv("DLLAMA_GPU_REQUIRE_ARM_TESTS", "1")
+    with pytest.raises(pytest.fail.Exception, match="qemu-aarch64 is not installed"):
+        skip_or_fail(reason, is_arm=True)
+    with pytest.raises(pytest.skip.Exception):
+        skip_or_fail(reason, is_arm=False)
+    monkeypatch.delenv("DLLAMA_GPU_REQUIRE_ARM_TESTS")
+    with pytest.raises(pytest.skip.Exception):
+        skip_or_fail(reason, is_arm=True)
