@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dllama_gpu.cli.terminal_text import one_line, without_controls
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _PATIENCE_SECONDS = 0.3
 _LINE_EVERY_SECONDS = 10.0
-# What a model writes must not move the cursor, colour the terminal or ring: control characters, ESC among them.
-_HARMFUL = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
 
 Advance = Callable[[int, int], None]
 """Told (done, total)."""
@@ -22,7 +22,7 @@ Advance = Callable[[int, int], None]
 
 def note(label: str, text: str) -> None:
     """Writes one labelled line to standard error."""
-    print(f"{label:<12} {text}", file=sys.stderr, flush=True)
+    print(f"{label:<12} {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def blank_line() -> None:
@@ -34,14 +34,17 @@ class TextOutput:
     """Standard output as a place for text that comes in pieces.
 
     On a terminal the prompt stands dimmed before it and control characters are taken out; a file or a pipe gets the
-    generated text alone, as it is.
+    generated text alone, as it is, in UTF-8 whatever the locale.
     """
 
     def __init__(self) -> None:
         self._on_terminal = sys.stdout.isatty()
         self._last = "\n"
         if hasattr(sys.stdout, "reconfigure"):  # not where a test has put something else there
-            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
+            if self._on_terminal:
+                sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show becomes a question mark
+            else:
+                sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
 
     def show_prompt(self, text: str) -> None:
         """Writes the text that will be continued, on a terminal only."""
@@ -49,7 +52,7 @@ class TextOutput:
             from rich.console import Console
             from rich.text import Text
 
-            shown = Text(text.translate(_HARMFUL), style="dim")
+            shown = Text(without_controls(text), style="dim")
             Console(highlight=False, soft_wrap=True).print(shown, end="")
             sys.stdout.flush()
             self._last = text[-1:]
@@ -57,15 +60,15 @@ class TextOutput:
     def write(self, piece: str) -> None:
         """Writes a piece of text at once."""
         if self._on_terminal:
-            piece = piece.translate(_HARMFUL)
+            piece = without_controls(piece)
         if piece:
             sys.stdout.write(piece)
             sys.stdout.flush()
             self._last = piece[-1]
 
     def end(self) -> None:
-        """Ends the last line if it has no end yet."""
-        if self._last != "\n":
+        """Ends the last line on a terminal if it has no end yet."""
+        if self._on_terminal and self._last != "\n":
             self.write("\n")
 
 

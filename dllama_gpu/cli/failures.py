@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from dllama_gpu.cli.arguments import UsageError
+from dllama_gpu.cli.terminal_text import one_line
 from dllama_gpu.errors import DllamaError
 
 SUCCESS, FAILURE, WRONG_USAGE = 0, 1, 2
@@ -38,7 +39,7 @@ def guarded(name: str, program: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):  # nobody may be left to read it
             if os.environ.get("DLLAMA_DEBUG") == "1":
                 traceback.print_exc()
-            print(f"{name}: error: {explain(error)}", file=sys.stderr)
+            print(f"{name}: error: {one_line(explain(error))}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILURE
     return status
 

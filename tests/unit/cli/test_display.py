@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
 from dllama_gpu.cli import display
-from dllama_gpu.cli.display import TextOutput, progress, size_text
+from dllama_gpu.cli.display import TextOutput, note, progress, size_text
 from tests.unit.cli.conftest import Terminal
 
 
@@ -22,16 +24,34 @@ def test_a_pipe_gets_every_character_as_it_is(capsys: pytest.CaptureFixture[str]
     output.show_prompt("not shown")
     output.write("red\x1b[31m\r")
     output.end()
-    assert capsys.readouterr().out == "red\x1b[31m\r\n"
+    assert capsys.readouterr().out == "red\x1b[31m\r"
+
+
+def test_a_pipe_gets_utf8_whatever_the_locale_and_no_line_end_of_ours() -> None:
+    code = (
+        "from dllama_gpu.cli.display import TextOutput\n"
+        "output = TextOutput(); output.write('Gr\\u00fc\\u00dfe\\nx'); output.end()"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+    assert done.stdout == "Grüße\nx".encode()
+
+
+def test_a_note_is_one_line_without_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    note("model", "red\x1b[31m\r\nname\u202e.gguf")
+    assert capsys.readouterr().err == "model        red\\x1b[31m  name\\u202e.gguf\n"
 
 
 @pytest.mark.parametrize(("pieces", "shown"), [(["a", "b"], "ab\n"), (["a\n", ""], "a\n"), ([], "")])
-def test_the_last_line_is_ended_once(capsys: pytest.CaptureFixture[str], pieces: list[str], shown: str) -> None:
+def test_the_last_line_on_a_terminal_is_ended_once(
+    on_terminal: Callable[[], Terminal], pieces: list[str], shown: str
+) -> None:
+    terminal = on_terminal()
     output = TextOutput()
     for piece in pieces:
         output.write(piece)
     output.end()
-    assert capsys.readouterr().out == shown
+    assert terminal.text == shown
 
 
 def test_pieces_are_written_at_once(on_terminal: Callable[[], Terminal]) -> None:

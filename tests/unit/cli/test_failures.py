@@ -73,5 +73,10 @@ def test_an_unexpected_failure_is_told_in_one_line() -> None:
     assert explain(ValueError("first line\nsecond line")).count("\n") == 0
 
 
+def test_what_a_file_says_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded("name", failing(DllamaError("it is \x1b[2J\x9b1m\x07 and\nmore")))
+    assert capsys.readouterr().err == "name: error: it is \\x1b[2J\\x9b1m\\x07 and more\n"
+
+
 def test_a_disk_full_on_standard_output_names_no_file() -> None:
     assert explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))).startswith("the disk is full; free")
