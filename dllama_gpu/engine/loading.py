@@ -11,9 +11,11 @@ from dllama_gpu.engine.generation import check_prompt
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.open import open_model
 from dllama_gpu.model.source import ModelSource, TensorInfo
 from dllama_gpu.model.spec import Architecture, ModelSpec
+from dllama_gpu.tokenizer.gguf_vocabulary import tokenizer_from_gguf
 from dllama_gpu.tokenizer.open_tokenizer import open_tokenizer
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
@@ -56,7 +58,10 @@ def open_with_tokenizer(model_path: Path, tokenizer_path: Path | None = None) ->
     """
     source = open_model(model_path)
     try:
-        tokenizer = open_tokenizer(tokenizer_path or model_path)
+        if tokenizer_path is None and isinstance(source, GgufFile):
+            tokenizer = tokenizer_from_gguf(model_path, source.metadata)
+        else:
+            tokenizer = open_tokenizer(tokenizer_path or model_path)
         if tokenizer.vocab_size > source.spec.vocab_size:
             raise DllamaError(
                 f"the tokenizer {tokenizer_path or model_path} has {tokenizer.vocab_size} tokens, but the model "

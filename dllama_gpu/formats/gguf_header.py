@@ -20,6 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.mapped_file import MappedFile
+from dllama_gpu.formats.shown import shown_value
 
 MetadataValue: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
@@ -96,7 +97,7 @@ def read_gguf_header(file: MappedFile) -> GgufHeader:
     entries = [reader.tensor_entry() for _ in range(n_tensors)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 1 <= alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):
-        raise DllamaError(f"{file.path}: general.alignment is {alignment}, but a power of two is wanted")
+        raise DllamaError(f"{file.path}: general.alignment is {shown_value(alignment)}, but a power of two is wanted")
     data_start = -(-reader.position // alignment) * alignment
     return GgufHeader(metadata, _place_tensors(file, entries, data_start, alignment))
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.gguf_header import MetadataValue
+from dllama_gpu.formats.shown import shown_value
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
@@ -57,7 +58,7 @@ class Metadata:
         if architecture not in ARCHITECTURES:
             supported = ", ".join(ARCHITECTURES)
             raise DllamaError(
-                f"{path} holds a model of the architecture {architecture!r}, which is not supported "
+                f"{path} holds a model of the architecture {shown_value(architecture)}, which is not supported "
                 f"(supported: {supported})"
             )
         self._prefix = architecture
@@ -75,7 +76,9 @@ class Metadata:
         """A string field. Raises DllamaError when it is missing without a default, or no string."""
         value = self.fields.get(full_key, default)
         if not isinstance(value, str):
-            raise DllamaError(f"{self.path}: the metadata field {full_key} is {value!r}, but a string is wanted")
+            raise DllamaError(
+                f"{self.path}: the metadata field {full_key} is {shown_value(value)}, but a string is wanted"
+            )
         return value
 
     def number(self, name: str, kind: type[Number], default: Number | None = None) -> Number:
@@ -84,11 +87,10 @@ class Metadata:
         if value is None:
             raise DllamaError(f"{self.path}: the metadata field {self.key(name)} is missing; the file is damaged")
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            shown = f"a list of {len(value)} values" if isinstance(value, list) else repr(value)
             wanted = "a whole number" if kind is int else "a number"
             raise DllamaError(
-                f"{self.path}: the metadata field {self.key(name)} is {shown}, but {wanted} is wanted; the file is "
-                "damaged or has layers of different shapes, which are not supported"
+                f"{self.path}: the metadata field {self.key(name)} is {shown_value(value)}, but {wanted} is wanted; "
+                "the file is damaged or has layers of different shapes, which are not supported"
             )
         return kind(value)
 
@@ -146,7 +148,8 @@ def _refuse_features(metadata: Metadata) -> None:
     for name, (neutral, feature) in _REFUSED_FEATURES.items():
         value = metadata.get(name)
         if value is not None and value not in neutral:
-            raise DllamaError(f"{metadata.path}: {metadata.key(name)} is {value}: {feature} is not supported")
+            shown = shown_value(value)
+            raise DllamaError(f"{metadata.path}: {metadata.key(name)} is {shown}: {feature} is not supported")
 
 
 def _rope_scaling(
@@ -155,7 +158,7 @@ def _rope_scaling(
     kind = metadata.text(metadata.key("rope.scaling.type"), "none")
     if kind not in ("none", "linear"):
         raise DllamaError(
-            f"{metadata.path}: {metadata.key('rope.scaling.type')} is {kind!r}, but only 'none' and "
+            f"{metadata.path}: {metadata.key('rope.scaling.type')} is {shown_value(kind)}, but only 'none' and "
             "'linear' are supported"
         )
     factor = _decimal(metadata.number("rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.gguf_header import read_gguf_metadata
+from dllama_gpu.formats.shown import shown_value
 from dllama_gpu.tokenizer.byte_alphabet import decode_token
 from dllama_gpu.tokenizer.byte_pair import BytePairEncoder
 from dllama_gpu.tokenizer.pretokenizer import PreTokenizer, named_pre_tokenizer
@@ -38,18 +39,21 @@ class _SentencePiece:
     scores: list[float]
 
 
-def tokenizer_from_gguf(path: Path) -> Tokenizer:
-    """The tokenizer inside a GGUF file. Raises DllamaError when the file or its vocabulary cannot be used."""
+def tokenizer_from_gguf(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer inside a GGUF file, whose `metadata` need not be given, but is not read again if it is.
+
+    Raises DllamaError when the file or its vocabulary cannot be used.
+    """
     try:
-        return tokenizer_from_metadata(read_gguf_metadata(path))
+        return tokenizer_from_metadata(read_gguf_metadata(path) if metadata is None else metadata)
     except _VocabularyError as error:
         raise DllamaError(f"{path} cannot be used as a tokenizer: {error}") from error
 
 
-def t_file_from_gguf(path: Path) -> TokenizerFile:
-    """The `.t` file that stands for the tokenizer inside a GGUF file. Raises DllamaError as `tokenizer_from_gguf`."""
+def t_file_from_gguf(path: Path, metadata: Mapping[str, Any] | None = None) -> TokenizerFile:
+    """The `.t` file that stands for the tokenizer inside a GGUF file; see `tokenizer_from_gguf`."""
     try:
-        return t_file_from_metadata(read_gguf_metadata(path))
+        return t_file_from_metadata(read_gguf_metadata(path) if metadata is None else metadata)
     except _VocabularyError as error:
         raise DllamaError(f"{path} cannot be converted: {error}") from error
 
@@ -111,8 +115,8 @@ def _read(metadata: Mapping[str, Any]) -> tuple[Vocabulary, _BytePair | _Sentenc
     model = _get(metadata, "tokenizer.ggml.model", str, None)
     if model not in (_BYTE_PAIR, _SENTENCE_PIECE):
         raise _VocabularyError(
-            f"its tokenizer model is {model!r}; byte-pair ({_BYTE_PAIR!r}) and SentencePiece ({_SENTENCE_PIECE!r}) "
-            "vocabularies can be used"
+            f"its tokenizer model is {shown_value(model)}; byte-pair ({_BYTE_PAIR!r}) and SentencePiece "
+            f"({_SENTENCE_PIECE!r}) vocabularies can be used"
             if model
             else "it has no tokenizer (`tokenizer.ggml.model`)"
         )
@@ -168,7 +172,7 @@ def _sentence_piece_token(text: str, kind: TokenKind) -> bytes:
         try:
             return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])
         except ValueError as error:
-            raise _VocabularyError(f"its byte token {text!r} is not of the form '<0x0A>'") from error
+            raise _VocabularyError(f"its byte token {shown_value(text)} is not of the form '<0x0A>'") from error
     return text.replace(SPACE, " ").encode()
 
 
@@ -194,7 +198,7 @@ def _merge_order(
 def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = metadata.get(key, default)
     if value is not default and not isinstance(value, kind):
-        raise _VocabularyError(f"its entry `{key}` is {value!r}, not of type {kind.__name__}")
+        raise _VocabularyError(f"its entry `{key}` is {shown_value(value)}, not of type {kind.__name__}")
     return value
 
 

@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.formats.shown import shown_text
 
 MAX_CHARACTERS = 16 << 20
 """How long the output, or a text made on the way, may become."""
@@ -163,4 +164,4 @@ def _to_json(value: Any, indent: int | None = None, **_options: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return shown_text(str(error)) or type(error).__name__

@@ -4,13 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from dllama_gpu.engine.loading import build_graph, generation_seq_len, open_with_tokenizer
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.llama import GraphOptions
 from dllama_gpu.model.spec import Architecture
-from tests.support.models import small_spec
+from dllama_gpu.tokenizer import gguf_vocabulary
+from tests.support.models import small_spec, write_random_gguf
 from tests.support.tiny import VOCAB_SIZE, write_tiny_gguf, write_tiny_model
 
 
@@ -26,6 +28,21 @@ def test_a_gguf_file_brings_its_tokenizer(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
     with open_with_tokenizer(tmp_path / "tiny.gguf") as model:
         assert model.tokenizer.decode(model.tokenizer.encode("those there")) == "those there"
+
+
+def test_the_header_of_a_gguf_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(gguf_vocabulary, "read_gguf_metadata", lambda path: pytest.fail("it is read a second time"))
+    with open_with_tokenizer(tmp_path / "tiny.gguf") as model:
+        assert model.tokenizer.vocab_size == 259
+
+
+def test_a_gguf_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    sizes = {"dim": 64, "hidden_dim": 96, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 50}
+    path = tmp_path / "bare.gguf"
+    write_random_gguf(path, **sizes, max_seq_len=32, ggml_type=GGMLQuantizationType.F32, seed=1)
+    with pytest.raises(DllamaError, match=r"bare\.gguf cannot be used as a tokenizer: it has no tokenizer"):
+        open_with_tokenizer(path)
 
 
 def test_another_tokenizer_takes_the_place_of_the_one_in_a_gguf_file(tmp_path: Path) -> None:

@@ -153,3 +153,10 @@ def test_padding_behind_the_last_tensor_is_allowed(tmp_path: Path, model_bytes: 
     path = tmp_path / "model.gguf"
     path.write_bytes(model_bytes + bytes(500))
     assert GgufFile(path).spec.vocab_size == 9
+
+
+@pytest.mark.parametrize("key", ["general.architecture", "llama.logit_scale", "general.alignment"])
+def test_a_message_counts_an_array_and_does_not_print_it(tmp_path: Path, key: str) -> None:
+    array = struct.pack("<IIQ", 9, 6, 5000) + bytes(4 * 5000)  # float32
+    fields = ([] if key == "general.architecture" else [_ARCHITECTURE]) + [_text(key) + array]
+    _open_fails(tmp_path / "array.gguf", _file(*fields), f"{key} is a list of 5000 values")

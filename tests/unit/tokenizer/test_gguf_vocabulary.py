@@ -119,6 +119,7 @@ def test_a_gguf_file_is_opened_and_converted(tmp_path: Path) -> None:
         ({"tokenizer.ggml.bos_token_id": 1 << 20}, "`tokenizer.ggml.bos_token_id` is 1048576, but it has only"),
         ({"tokenizer.ggml.eot_token_id": -1}, "`tokenizer.ggml.eot_token_id` is -1"),
         ({"tokenizer.ggml.add_bos_token": "yes"}, "`tokenizer.ggml.add_bos_token` is 'yes', not of type bool"),
+        ({"tokenizer.ggml.model": ["x"] * 9}, "`tokenizer.ggml.model` is a list of 9 values, not of type str"),
         ({"tokenizer.ggml.pre": 3}, "`tokenizer.ggml.pre` is 3"),
         ({"tokenizer.chat_template": 3}, "`tokenizer.chat_template` is 3"),
     ],

@@ -90,3 +90,10 @@ def test_a_program_can_be_run_again_after_a_failure() -> None:
     with pytest.raises(DllamaError):
         program.render({"x": "a"})
     assert program.render({"x": 1}) == "2"
+
+
+def test_what_a_template_says_is_cut_in_the_message() -> None:
+    with pytest.raises(DllamaError) as caught:
+        TemplateProgram("{{ raise_exception('no' * 5000) }}").render({})
+    assert "nonono" in str(caught.value)
+    assert len(str(caught.value)) < 400
