@@ -18,6 +18,7 @@ from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
 from dllama_gpu.cli.text_file import read_text
+from dllama_gpu.errors import DllamaError
 
 if TYPE_CHECKING:
     from dllama_gpu.engine.generation import FinishReason, Generation, GenerationStatistics
@@ -81,15 +82,18 @@ def run(options: Options) -> int:
     sampling = sampling_params(options, PROGRAM)
     if (options.system is not None or options.chat_template is not None) and not options.chat:
         raise UsageError("--system and --chat-template say how to ask with --chat; add it", PROGRAM)
+    check_chat_template(options.chat_template)
     prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
 
     from dllama_gpu.cli.loading import load_program, make_device
-    from dllama_gpu.engine.generation import Generation, GenerationRequest
+    from dllama_gpu.engine.generation import EMPTY_PROMPT, Generation, GenerationRequest
     from dllama_gpu.engine.loading import generation_seq_len, open_with_tokenizer
 
-    device = make_device(options)
+    device = make_device(options, PROGRAM)
     with open_with_tokenizer(options.model, options.tokenizer) as model:
         ids = encode_prompt(model.tokenizer, prompt, options)
+        if not ids and options.prompt_file is None:
+            raise UsageError(EMPTY_PROMPT, PROGRAM)
         seq_len = generation_seq_len(model.spec, len(ids), options.steps, options.max_seq_len)
         loaded = load_program(
             model,
@@ -118,6 +122,18 @@ def run(options: Options) -> int:
     if not options.no_benchmark:
         print_benchmark(generation.statistics, describe_end(generation.finish_reason, seq_len), loaded.seconds)
     return SUCCESS
+
+
+def check_chat_template(name: str | None) -> None:
+    """Raises UsageError for a name that --chat-template does not take."""
+    if name is None:
+        return
+    from dllama_gpu.tokenizer.chat_kinds import chat_kind
+
+    try:
+        chat_kind(name)
+    except DllamaError as error:
+        raise UsageError(str(error), PROGRAM) from None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, options: Options) -> list[int]:
@@ -154,7 +170,7 @@ def describe_end(reason: FinishReason | None, seq_len: int) -> str:
     if reason is FinishReason.END_TOKEN:
         return "the model ended its text"
     if reason is FinishReason.CONTEXT_FULL:
-        return f"the context of {seq_len} positions is full"
+        return f"the context of {seq_len} position{'' if seq_len == 1 else 's'} is full"
     return "as many tokens as --steps says"
 
 
@@ -168,7 +184,7 @@ def print_benchmark(statistics: GenerationStatistics, end: str, load_seconds: fl
         ("decode", statistics.n_decoded_tokens, statistics.decode_seconds),
     ):
         rate = f"{n_tokens / seconds:10.2f} tokens/s {1000 * seconds / n_tokens:9.2f} ms/token" if n_tokens else ""
-        note(label, f"{n_tokens:6d} tokens {rate}")
+        note(label, f"{n_tokens:6d} {'token ' if n_tokens == 1 else 'tokens'} {rate}")
     if statistics.time_to_first_token is not None:
         note("first token", f"{1000 * statistics.time_to_first_token:9.2f} ms")
     note("loading", f"{1000 * load_seconds:9.2f} ms")

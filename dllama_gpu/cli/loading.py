@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.arguments import Options, UsageError
 from dllama_gpu.cli.display import note, progress, size_text
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.engine.loading import OpenModel, build_graph
 from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.graph.batch import Device, Program
@@ -24,8 +25,16 @@ class LoadedProgram:
     seconds: float
 
 
-def make_device(options: Options) -> Device:
-    """The device that --device, --nthreads and --pin-threads ask for. Raises DllamaError when it cannot be had."""
+def make_device(options: Options, program: str) -> Device:
+    """The device that --device, --nthreads and --pin-threads ask for.
+
+    Raises UsageError for more threads than there are processors, and DllamaError when the device cannot be had.
+    """
+    limit = available_threads()
+    if options.nthreads is not None and options.nthreads > limit:
+        raise UsageError(
+            f"--nthreads must be from 1 to {limit}, the processors available here, not {options.nthreads}", program
+        )
     return CpuDevice(options.nthreads, pin=options.pin_threads)
 
 

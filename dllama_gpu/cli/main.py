@@ -49,6 +49,8 @@ def _dispatch(words: Sequence[str]) -> int:
     if not words:
         _parser().print_help(sys.stderr)
         return 2
+    if words[0] == "help":  # `help inference` is `inference --help`
+        words = [*words[1:2], "--help", *words[2:]]
     name = words[0]
     if name.startswith("-"):
         _parser().parse_args(words)
@@ -72,7 +74,7 @@ def _parser() -> Parser:
         description=dllama_gpu.__doc__.splitlines()[0] if dllama_gpu.__doc__ else None,
         epilog=f"commands:\n{commands}\n\n`{_PROGRAM} COMMAND --help` lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {dllama_gpu.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"{_PROGRAM} {dllama_gpu.__version__}")
     return parser
 
 

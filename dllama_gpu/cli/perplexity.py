@@ -13,6 +13,7 @@ from dllama_gpu.cli.text_file import read_text
 if TYPE_CHECKING:
     from dllama_gpu.engine.perplexity import PerplexityResult
 
+PROGRAM = "dllama-gpu perplexity"
 DESCRIPTION = """Measure how well a model predicts a text: the lower the perplexity, the better.
 
 The text is cut into consecutive windows. In each, every token but the first is predicted from those
@@ -40,7 +41,7 @@ def run(options: Options) -> int:
     from dllama_gpu.engine.loading import open_with_tokenizer
     from dllama_gpu.engine.perplexity import check_window, measure_perplexity, windows
 
-    device = make_device(options)
+    device = make_device(options, PROGRAM)
     with open_with_tokenizer(options.model, options.tokenizer) as model:
         # A special token's name in a plain text is text like any other.
         ids = model.tokenizer.encode(text, add_bos=False, parse_special=False)
@@ -74,7 +75,8 @@ def run(options: Options) -> int:
 
 def print_result(result: PerplexityResult, n_tokens: int) -> None:
     """Writes the result, also one that was interrupted."""
+    plural = "" if result.n_windows == 1 else "s"
     print(f"nll mean    {result.nll_mean:.6f}")
     print(f"perplexity  {result.perplexity:.4f}")
-    print(f"tokens      {result.n_predicted} predicted, of {n_tokens} in the text ({result.n_windows} windows)")
+    print(f"tokens      {result.n_predicted} predicted, of {n_tokens} in the text ({result.n_windows} window{plural})")
     print(f"speed       {result.tokens_per_second:.2f} tokens/s")

@@ -13,6 +13,8 @@ from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Program, Row
 
+EMPTY_PROMPT = "the prompt is empty, and this model begins texts with no token of its own; give it some text"
+
 PrefillProgress = Callable[[int, int], None]
 """Told (prompt tokens done, prompt tokens in all) after each chunk."""
 
@@ -158,8 +160,6 @@ def chunks(n_rows: int, max_rows: int) -> Iterator[range]:
 def check_prompt(n_tokens: int, seq_len: int, remedy: str = "shorten it") -> None:
     """Raises DllamaError, with the `remedy`, for a prompt of no tokens or more than `seq_len`."""
     if n_tokens == 0:
-        raise DllamaError(
-            "the prompt is empty, and this model begins texts with no token of its own; give it some text"
-        )
+        raise DllamaError(EMPTY_PROMPT)
     if n_tokens > seq_len:
         raise DllamaError(f"the prompt has {n_tokens} tokens, but the context holds {seq_len}; {remedy}")

@@ -56,7 +56,8 @@ def windows(n_tokens: int, window: int) -> list[range]:
     if window < 2:
         raise DllamaError(f"the window is {window}, but it must have at least 2 tokens, so that one predicts another")
     if n_tokens < 2:
-        raise DllamaError(f"the text has {n_tokens} tokens, but at least 2 are needed, so that one predicts another")
+        found = "1 token" if n_tokens == 1 else f"{n_tokens} tokens"
+        raise DllamaError(f"the text has {found}, but at least 2 are needed, so that one predicts another")
     size = min(window, n_tokens)
     return [range(begin, begin + size) for begin in range(0, n_tokens - size + 1, size)]
 

@@ -7,6 +7,8 @@ Llama 3, DeepSeek-R1's `tokenizer_config.json`, ChatML as Qwen and SmolLM2 write
 
 from __future__ import annotations
 
+from dllama_gpu.errors import DllamaError
+
 _LLAMA2 = (
     "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
     "{% for message in messages %}"
@@ -56,6 +58,13 @@ _MARKS = (
     ("<｜Assistant｜>", "deepseek3"),
     ("<|im_start|>", "chatml"),
 )
+
+
+def chat_kind(name: str) -> str:
+    """The template of this name, in any case. Raises DllamaError for a name that is none."""
+    if name.lower() not in CHAT_KINDS:
+        raise DllamaError(f"there is no chat template {name!r}; choose one of {', '.join(CHAT_KINDS)}")
+    return CHAT_KINDS[name.lower()]
 
 
 def detect_chat_kind(template: str) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.tokenizer.chat_kinds import CHAT_KINDS, detect_chat_kind
+from dllama_gpu.tokenizer.chat_kinds import CHAT_KINDS, chat_kind, detect_chat_kind
 from dllama_gpu.tokenizer.template_program import TemplateProgram
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
@@ -45,9 +45,7 @@ class ChatTemplate:
         """
         source = tokenizer.chat_template
         if kind is not None:
-            source = CHAT_KINDS.get(kind.lower())
-            if source is None:
-                raise DllamaError(f"there is no chat template {kind!r}; choose one of {', '.join(CHAT_KINDS)}")
+            source = chat_kind(kind)
         if source is None:
             raise DllamaError(
                 "the tokenizer's file holds no chat template; "

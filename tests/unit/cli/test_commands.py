@@ -155,8 +155,9 @@ def test_a_conversion_that_reads_back_otherwise_is_a_failure(
     assert "of the tensor head reads back with an error of" in done.err
 
 
-def test_version(run: Run) -> None:
-    done = run("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(run: Run, option: str) -> None:
+    done = run(option)
     assert (done.status, done.out) == (0, f"dllama-gpu {dllama_gpu.__version__}\n")
 
 
@@ -174,6 +175,14 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
     done = run(command, "--help")
     assert done.status == 0
     assert done.out.startswith(f"usage: dllama-gpu {command}")
+
+
+def test_help_is_also_a_word(run: Run) -> None:
+    assert run("help") == run("--help")
+    assert run("help", "inference") == run("inference", "--help")
+    unknown = run("help", "inferense")
+    assert unknown.status == 2
+    assert "did you mean inference?" in unknown.err
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([command, "--help"] for command in COMMANDS)])

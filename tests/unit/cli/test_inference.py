@@ -88,6 +88,12 @@ def test_a_text_ends_where_the_context_is_full(run: Run, tiny: TinyModel) -> Non
     assert done.value("decode").startswith(f"{20 - len(PROMPT)} tokens")
 
 
+def test_one_position_is_not_many(run: Run, tiny: TinyModel) -> None:
+    done = run("inference", *files(tiny), "--prompt", "x", "--steps", 500, "--max-seq-len", 1, "--ignore-eos")
+    assert done.value("end") == "the context of 1 position is full"
+    assert done.value("prefill").startswith("1 token ")
+
+
 def test_a_gguf_file_needs_no_tokenizer(run: Run, tiny_gguf: Path) -> None:
     done = run("inference", "--model", tiny_gguf, "--prompt", "the", "--steps", 5, "--device", "cpu")
     assert done.status == 0
@@ -150,7 +156,7 @@ def test_the_default_model_continues_a_story_as_llama_cpp_does(
 ) -> None:
     prompt = "Once upon a time, there was a little girl who"
     done = run("inference", "--model", smollm2_gguf, "--prompt", prompt, "--steps", 3, "--temperature", 0)
-    assert done.out == " loved to play\n"
+    assert done.out == " loved to play"
     with open_with_tokenizer(smollm2_gguf) as model:
         story = next(text for text in golden["greedy"]["q4_1"] if text["name"] == "story")
         assert model.tokenizer.encode(prompt) == story["prompt_ids"]

@@ -78,10 +78,10 @@ def files(tiny: TinyModel) -> list[object]:
     return ["--model", tiny.model, "--tokenizer", tiny.tokenizer]
 
 
-def refused(run: Run, *arguments: object) -> str:
+def refused(run: Run, *arguments: object, status: int = 1) -> str:
     """The sentence of a run that fails."""
     done = run(*arguments)
-    assert done.status == 1, done.err
+    assert done.status == status, done.err
     assert done.out == ""
     lines = [line for line in done.err.splitlines() if line.startswith("dllama-gpu: error: ")]
     assert lines == done.err.splitlines()[-1:]
@@ -118,12 +118,18 @@ def test_a_tokenizer_that_is_not_there(run: Run, tiny: TinyModel) -> None:
 
 
 def test_more_threads_than_processors(run: Run, tiny: TinyModel) -> None:
-    sentence = refused(run, "inference", *files(tiny), "--prompt", "x", "--nthreads", 100_000)
+    sentence = refused(run, "inference", *files(tiny), "--prompt", "x", "--nthreads", 100_000, status=2)
     assert "--nthreads must be from 1 to " in sentence
 
 
 def test_an_empty_prompt_for_a_model_without_a_first_token(run: Run, tiny: TinyModel) -> None:
-    assert "the prompt is empty" in refused(run, "inference", *files(tiny), "--prompt", "")
+    assert "the prompt is empty" in refused(run, "inference", *files(tiny), "--prompt", "", status=2)
+
+
+def test_an_empty_prompt_file_is_a_mistake_in_the_file(run: Run, tiny: TinyModel, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    sentence = refused(run, "inference", *files(tiny), "--prompt-file", tmp_path / "empty.txt")
+    assert "the prompt is empty" in sentence
 
 
 def test_a_prompt_longer_than_the_context(run: Run, tiny: TinyModel) -> None:
@@ -132,7 +138,8 @@ def test_a_prompt_longer_than_the_context(run: Run, tiny: TinyModel) -> None:
 
 
 def test_an_unknown_chat_template(run: Run, tiny: TinyModel) -> None:
-    sentence = refused(run, "inference", *files(tiny), "--prompt", "x", "--chat", "--chat-template", "alpaca")
+    options = ["--prompt", "x", "--chat", "--chat-template", "alpaca"]
+    sentence = refused(run, "inference", "--model", "unread.gguf", *options, status=2)
     assert "there is no chat template 'alpaca'; choose one of llama2, llama3" in sentence
 
 
@@ -151,7 +158,7 @@ def test_a_prompt_file_that_is_not_there_or_is_a_folder(run: Run, tiny: TinyMode
 def test_a_text_too_short_for_perplexity(run: Run, tiny: TinyModel, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("x")
     sentence = refused(run, "perplexity", *files(tiny), "--file", tmp_path / "one.txt")
-    assert "the text has 1 tokens, but at least 2 are needed" in sentence
+    assert "the text has 1 token, but at least 2 are needed" in sentence
 
 
 def test_a_window_beyond_the_models_context(run: Run, tiny: TinyModel, tmp_path: Path) -> None:

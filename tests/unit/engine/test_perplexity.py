@@ -59,9 +59,9 @@ def test_windows_are_full_consecutive_and_leave_out_less_than_one_window(n_token
     assert n_tokens - size * len(spans) < size
 
 
-@pytest.mark.parametrize("n_tokens", [0, 1])
-def test_a_text_without_a_token_to_predict_is_refused(n_tokens: int) -> None:
-    with pytest.raises(DllamaError, match=f"the text has {n_tokens} tokens, but at least 2"):
+@pytest.mark.parametrize(("n_tokens", "shown"), [(0, "0 tokens"), (1, "1 token")])
+def test_a_text_without_a_token_to_predict_is_refused(n_tokens: int, shown: str) -> None:
+    with pytest.raises(DllamaError, match=f"the text has {shown}, but at least 2"):
         measure_perplexity(FakeProgram(indifferent), [1] * n_tokens)
 
 
