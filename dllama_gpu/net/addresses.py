@@ -38,9 +38,9 @@ class Address:
             if host.count(":") == 1:
                 host, _, port_text = host.partition(":")
             wrong = False
-        port = int(port_text) if port_text.isascii() and port_text.isdigit() else default_port
-        if port_text and not port_text.isdigit():
-            wrong = True
+        numeric = port_text.isascii() and port_text.isdigit() and len(port_text) <= len(str(_HIGHEST_PORT))
+        wrong = wrong or (port_text != "" and not numeric)
+        port = int(port_text) if numeric else default_port
         if wrong or not host or any(c.isspace() or c in "/[]" for c in host) or not 0 < port <= _HIGHEST_PORT:
             raise DllamaError(
                 f"{text!r} is no address of a node; write host:port, such as 10.0.0.2:{DEFAULT_PORT}, "
