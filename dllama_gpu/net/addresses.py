@@ -143,7 +143,9 @@ def listen(host: str | None, port: int) -> list[socket.socket]:
             opened.close()
         where = Address(host or "all addresses", port)
         reason = failure.strerror or str(failure) if failure else "no address"
-        raise DllamaError(f"cannot listen on {where} ({reason}); is another worker running? choose another --port")
+        taken = failure is not None and failure.errno == errno.EADDRINUSE
+        remedy = "is another worker running? choose another --port" if taken else "give another --host or --port"
+        raise DllamaError(f"cannot listen on {where} ({reason}); {remedy}")
     return sockets
 
 

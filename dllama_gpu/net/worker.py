@@ -46,6 +46,11 @@ class WorkerServer:
         """Where it listens."""
         return [Address(*listener.getsockname()[:2]) for listener in self._listeners]
 
+    @property
+    def wake_fileno(self) -> int:
+        """A socket for signal.set_wakeup_fd: a byte in it makes `serve` look whether it was stopped."""
+        return self._wake_in.fileno()
+
     def serve(self) -> None:
         """Accepts connections until `stop` was called; everything that is open then is closed."""
         with selectors.DefaultSelector() as selector:
@@ -53,7 +58,9 @@ class WorkerServer:
                 selector.register(readable, selectors.EVENT_READ)
             while not self._stopping:
                 for ready, _ in selector.select():
-                    if ready.fileobj is not self._wake_out and isinstance(ready.fileobj, socket.socket):
+                    if ready.fileobj is self._wake_out:
+                        self._wake_out.recv(4096)
+                    elif isinstance(ready.fileobj, socket.socket):
                         self._accept(ready.fileobj)
         self._close()
 
