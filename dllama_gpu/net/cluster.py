@@ -15,6 +15,7 @@ import dllama_gpu
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, LoadProgress
 from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.profile import Link, NodeProfile
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.addresses import Address, peer_of
@@ -24,10 +25,14 @@ from dllama_gpu.net.exchange import MeshExchange, choose_algorithm
 from dllama_gpu.net.hashing import slice_digests
 from dllama_gpu.net.links import measure_link, mesh_key, open_channel, open_peer
 from dllama_gpu.net.loading import receive_patiently, send_slices
+from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.mesh import Mesh
 from dllama_gpu.net.messages import (
     TOKEN_BYTES,
     Connected,
+    LinkReport,
+    MeasureLinks,
+    Message,
     NodeReport,
     PeerTable,
     Ready,
@@ -36,9 +41,13 @@ from dllama_gpu.net.messages import (
 )
 from dllama_gpu.net.slices import graph_slices, localize
 
+ROOT = "root"
+"""The root's name among the nodes."""
+_PLENTY = 1 << 60
 _MEASURE_SECONDS = 60.0  # a small board takes its time to measure itself and to load
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Message = TypeVar("_Message", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Cluster:
         self._key = key
         self._timeout = timeout
         self._mesh: Mesh | None = None
+        self.links: dict[frozenset[str], Link] = {}
         self.load_summary = LoadSummary(0, 0)
 
     @classmethod
@@ -69,10 +79,11 @@ class Cluster:
         timeout: float = DEFAULT_TIMEOUT,
         measure: Sequence[FloatType] = (),
     ) -> Cluster:
-        """Connects to all workers and learns what they offer: speed with weights of the types `measure`, memory, link.
+        """Connects to all workers and learns what they offer.
 
-        `timeout` bounds the seconds without a byte in everything that follows. Raises DllamaError naming every worker
-        that cannot be had, with the reason.
+        With weight types to `measure`, every node times its kernels with them, and the ways between all nodes are
+        measured, one after the other. `timeout` bounds the seconds without a byte in everything that follows. Raises
+        DllamaError naming every worker that cannot be had, with the reason.
         """
         parsed = [Address.parse(address) for address in addresses]
         twice = [address for number, address in enumerate(parsed) if address in parsed[:number]]
@@ -88,7 +99,7 @@ class Cluster:
             reported = _at_once(channels, lambda channel: _report(channel, hello))
             _raise_all([error for _, error in reported if error is not None])
             workers = [
-                Worker(rank, address, channel, report, measure_link(channel))
+                Worker(rank, address, channel, report)
                 for rank, (address, channel, (report, _)) in enumerate(zip(parsed, channels, reported, strict=True), 1)
                 if report is not None
             ]
@@ -96,7 +107,30 @@ class Cluster:
             for channel in channels:
                 channel.close()
             raise
-        return cls(workers, token, key, timeout)
+        cluster = cls(workers, token, key, timeout)
+        if measure:
+            try:
+                cluster.links = _measure_links(workers)
+            except BaseException:
+                cluster.close()
+                raise
+        return cluster
+
+    def link(self, first: str, second: str) -> Link:
+        """The measured way between two nodes, `root` or a worker's address; see `graph.profile.LinkBetween`."""
+        return self.links[frozenset((first, second))]
+
+    def profiles(self, root: NodeSpeed, root_memory: int, weight_type: FloatType) -> list[NodeProfile]:
+        """All nodes by rank for the planner, the root's speed and memory given. A worker that does not know its memory
+        is taken to have enough.
+        """
+        nodes = [_profile(ROOT, root, root_memory)]
+        for worker in self.workers:
+            memory = worker.report.memory
+            nodes.append(
+                _profile(str(worker.address), worker.report.speeds[weight_type], _PLENTY if memory is None else memory)
+            )
+        return nodes
 
     def keep(self, ranks: Sequence[int]) -> None:
         """Lets go of the workers that are not in `ranks`; the others get new ranks, from 1 on in the order given."""
@@ -189,6 +223,26 @@ class Cluster:
             raise
 
 
+def _measure_links(workers: Sequence[Worker]) -> dict[frozenset[str], Link]:
+    """The ways between all nodes, one at a time, so that none is in another's way."""
+    links: dict[frozenset[str], Link] = {}
+    for worker in workers:
+        links[frozenset((ROOT, str(worker.address)))] = measure_link(worker.channel)
+    for number, worker in enumerate(workers):
+        others = workers[number + 1 :]
+        worker.channel.send(MeasureLinks(tuple(other.reachable_at() for other in others)))
+        found = _patiently(worker.channel, LinkReport).links
+        if len(found) != len(others):
+            raise DllamaError(f"{worker.name} measured {len(found)} links in place of {len(others)}")
+        for other, link in zip(others, found, strict=True):
+            links[frozenset((str(worker.address), str(other.address)))] = link
+    return links
+
+
+def _profile(name: str, speed: NodeSpeed, memory: int) -> NodeProfile:
+    return NodeProfile(name, speed.bytes_per_second, speed.flops_per_second, memory, speed.op_seconds)
+
+
 class _Progress:
     """Adds up what the nodes report from their threads."""
 
@@ -206,11 +260,20 @@ class _Progress:
 
 
 def _report(channel: Channel, hello: RootHello) -> NodeReport:
-    usual, channel.timeout = channel.timeout, max(channel.timeout, _MEASURE_SECONDS)
     channel.send(hello)
-    report = channel.receive(NodeReport)
-    channel.timeout = usual
+    report = _patiently(channel, NodeReport)
+    if not set(hello.measure) <= set(report.speeds):
+        raise DllamaError(f"{channel.peer} did not say how fast it is")
     return report
+
+
+def _patiently(channel: Channel, kind: type[_Message]) -> _Message:
+    """The answer to a question that takes its time."""
+    usual, channel.timeout = channel.timeout, max(channel.timeout, _MEASURE_SECONDS)
+    try:
+        return channel.receive(kind)
+    finally:
+        channel.timeout = usual
 
 
 def _at_once(

@@ -19,7 +19,6 @@ from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import Channel, ChannelError, PeerGoneError, RemoteFailureError
-from dllama_gpu.net.links import Link
 from dllama_gpu.net.mesh import Mesh, PeerLostError
 from dllama_gpu.net.messages import Bye, FetchLogits, NodeReport, batch_message
 
@@ -34,7 +33,6 @@ class Worker:
     address: Address
     channel: Channel
     report: NodeReport
-    link: Link
 
     @property
     def name(self) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass
 
+from dllama_gpu.graph.profile import Link
 from dllama_gpu.net.addresses import Address, dial
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel
 from dllama_gpu.net.handshake import greet
-from dllama_gpu.net.messages import PeerHello, Ping, Pong, Welcome
+from dllama_gpu.net.messages import MAX_PING_BYTES, Bye, PeerHello, Ping, Pong, ProbeHello, Welcome
 
 _N_PINGS = 5
 _BULK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Link:
-    """What was measured: seconds there and back of a small message, bytes per second of a large one."""
-
-    round_trip: float
-    bytes_per_second: float
+_CLOCK_SECONDS = 1e-6
 
 
 def open_channel(address: Address, name: str, key: bytes | None, timeout: float = DEFAULT_TIMEOUT) -> Channel:
@@ -56,11 +49,36 @@ def mesh_key(key: bytes | None, token: bytes) -> bytes | None:
 
 
 def measure_link(channel: Channel) -> Link:
-    """Round trip and bandwidth of a connection whose other end answers Ping. Takes a moment. Raises DllamaError."""
+    """Latency and bandwidth of a connection whose other end answers Ping. Takes a moment. Raises DllamaError."""
     round_trip = min(_timed(channel, b"", 0) for _ in range(_N_PINGS))
     bulk = min(_timed(channel, bytes(_BULK_BYTES), _BULK_BYTES) for _ in range(2))
-    # Both ways carry the bulk one after the other; what a small message takes is not the bandwidth's fault.
-    return Link(round_trip, 2 * _BULK_BYTES / max(bulk - round_trip, 1e-6))
+    # The bulk goes there and comes back, one after the other; what a small message takes is not the bandwidth's fault.
+    return Link(round_trip / 2, 2 * _BULK_BYTES / max(bulk - round_trip, _CLOCK_SECONDS))
+
+
+def answer_ping(channel: Channel, message: Ping) -> None:
+    """The other end of `measure_link`."""
+    channel.send(Pong(bytes(min(max(message.reply, 0), MAX_PING_BYTES))))
+
+
+def probe(address: Address, name: str, key: bytes | None, token: bytes, timeout: float = DEFAULT_TIMEOUT) -> Link:
+    """Measures the way to another node of the session `token`. Raises DllamaError."""
+    channel = open_channel(address, name, key, timeout)
+    try:
+        channel.send(ProbeHello(token))
+        channel.receive(Welcome)
+        link = measure_link(channel)
+        channel.send(Bye())
+    finally:
+        channel.close()
+    return link
+
+
+def answer_probe(channel: Channel) -> None:
+    """The other end of `probe`. Raises DllamaError."""
+    channel.send(Welcome())
+    while isinstance(message := channel.receive(Ping, Bye), Ping):
+        answer_ping(channel, message)
 
 
 def _timed(channel: Channel, payload: bytes, reply: int) -> float:

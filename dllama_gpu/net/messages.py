@@ -33,8 +33,10 @@ from dllama_gpu.graph.graph import (
     TopCandidates,
     Weight,
 )
+from dllama_gpu.graph.profile import Link
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import ModelSpec
+from dllama_gpu.net.measure import NodeSpeed
 
 _KIB = 1 << 10
 _MIB = 1 << 20
@@ -62,6 +64,12 @@ class PeerHello(Message, frozen=True):
     rank: int
 
 
+class ProbeHello(Message, frozen=True):
+    """A node of the session `token` wants to measure the way to this one; Ping and Pong follow until Bye."""
+
+    token: bytes
+
+
 class Welcome(Message, frozen=True):
     """The connection of a peer belongs to the session now."""
 
@@ -69,8 +77,8 @@ class Welcome(Message, frozen=True):
 class NodeReport(Message, frozen=True):
     """What a worker offers.
 
-    `memory` is the bytes it may use (None: unknown), `speeds` the bytes of weights of a type that its kernels read per
-    second, `advertised` the host:port under which other nodes reach it, if not the one that the root dialled.
+    `memory` is the bytes it may use (None: unknown), `speeds` what its kernels reach with weights of the types asked
+    for, `advertised` the host:port under which other nodes reach it, if not the one that the root dialled.
     """
 
     release: str
@@ -78,7 +86,7 @@ class NodeReport(Message, frozen=True):
     device: str
     cpu: str
     memory: int | None
-    speeds: dict[FloatType, float]
+    speeds: dict[FloatType, NodeSpeed]
     advertised: str | None
 
 
@@ -93,6 +101,18 @@ class Pong(Message, frozen=True):
     """Answer to Ping."""
 
     payload: bytes
+
+
+class MeasureLinks(Message, frozen=True):
+    """Asks the worker to measure the way to other workers (host, port) of the session."""
+
+    addresses: tuple[tuple[str, int], ...]
+
+
+class LinkReport(Message, frozen=True):
+    """Answer to MeasureLinks, in the same order."""
+
+    links: tuple[Link, ...]
 
 
 class PeerTable(Message, frozen=True):
@@ -188,10 +208,13 @@ class Failure(Message, frozen=True):
 AnyMessage = (
     RootHello
     | PeerHello
+    | ProbeHello
     | Welcome
     | NodeReport
     | Ping
     | Pong
+    | MeasureLinks
+    | LinkReport
     | PeerTable
     | Connected
     | GraphMessage
@@ -210,6 +233,8 @@ _LIMITS: dict[type[Message], int] = {
     Ping: 4 * _MIB + _KIB,
     Pong: 4 * _MIB + _KIB,
     PeerTable: 64 * _KIB,
+    MeasureLinks: 64 * _KIB,
+    LinkReport: 64 * _KIB,
     GraphMessage: 64 * _MIB,
     SliceHashes: 16 * _MIB,
     SliceWanted: 16 * _MIB,

@@ -21,22 +21,22 @@ from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.addresses import Address, is_loopback, peer_of
 from dllama_gpu.net.channel import Channel, ChannelError
 from dllama_gpu.net.exchange import MeshExchange, choose_algorithm
-from dllama_gpu.net.links import mesh_key, open_peer
+from dllama_gpu.net.links import answer_ping, mesh_key, open_peer, probe
 from dllama_gpu.net.loading import ProgressReports, graph_bytes, receive_slices
-from dllama_gpu.net.measure import measure_speed
+from dllama_gpu.net.measure import NodeSpeed, measure_speed
 from dllama_gpu.net.mesh import Mesh, PeerLostError
 from dllama_gpu.net.messages import (
-    MAX_PING_BYTES,
     AnyMessage,
     Bye,
     Connected,
     Failure,
     FetchLogits,
     GraphMessage,
+    LinkReport,
+    MeasureLinks,
     NodeReport,
     PeerTable,
     Ping,
-    Pong,
     Ready,
     RootHello,
     StepBatch,
@@ -132,6 +132,7 @@ class Session:
         self._channel.send(self._report(self._device))
         handlers: dict[type[AnyMessage], Callable[..., None]] = {
             Ping: self._ping,
+            MeasureLinks: self._measure_links,
             PeerTable: self._connect,
             GraphMessage: self._load,
             StepBatch: self._step,
@@ -144,7 +145,7 @@ class Session:
             handlers[type(message)](message)
 
     def _report(self, device: Device) -> NodeReport:
-        speeds: dict[FloatType, float] = {}
+        speeds: dict[FloatType, NodeSpeed] = {}
         for weight_type in dict.fromkeys(self._hello.measure):
             speeds[weight_type] = measure_speed(device, weight_type)
         return NodeReport(
@@ -158,7 +159,14 @@ class Session:
         )
 
     def _ping(self, message: Ping) -> None:
-        self._channel.send(Pong(bytes(min(max(message.reply, 0), MAX_PING_BYTES))))
+        answer_ping(self._channel, message)
+
+    def _measure_links(self, message: MeasureLinks) -> None:
+        links = []
+        for host, port in message.addresses:
+            address = self._as_seen_from_here(host, port)
+            links.append(probe(address, f"worker {address}", self._node.key, self._hello.token))
+        self._channel.send(LinkReport(tuple(links)))
 
     def _connect(self, table: PeerTable) -> None:
         n_nodes = len(table.addresses)
@@ -182,13 +190,15 @@ class Session:
     def _dial(self, table: PeerTable, rank: int) -> socket.socket:
         entry = table.addresses[rank]
         assert entry is not None
-        host, port = entry
-        if is_loopback(host):
-            # The root reached that node on its own machine: from here it is where the root is.
-            host = peer_of(self._channel.connection).host
-        address = Address(host, port)
+        address = self._as_seen_from_here(*entry)
         name = f"worker {address}"
         return open_peer(address, name, self._node.key, self._hello.token, table.rank, table.timeout).connection
+
+    def _as_seen_from_here(self, host: str, port: int) -> Address:
+        """A node that the root reaches on its own machine is, from here, where the root is."""
+        if is_loopback(host):
+            host = peer_of(self._channel.connection).host
+        return Address(host, port)
 
     def _await_lower(self, table: PeerTable) -> dict[int, socket.socket]:
         wanted = set(range(table.rank))

@@ -13,7 +13,8 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.net.addresses import DEFAULT_PORT, Address, listen, peer_of, prepare
 from dllama_gpu.net.channel import Channel
 from dllama_gpu.net.handshake import HANDSHAKE_SECONDS, greet
-from dllama_gpu.net.messages import Failure, PeerHello, RootHello, Welcome
+from dllama_gpu.net.links import answer_probe
+from dllama_gpu.net.messages import Failure, PeerHello, ProbeHello, RootHello, Welcome
 from dllama_gpu.net.session import Node, Session
 
 _MOST_STRANGERS = 128
@@ -115,9 +116,13 @@ class WorkerServer:
             deadline = time.monotonic() + _STRANGER_SECONDS
             keys = greet(connection, name, self._node.key, dialled=False)
             channel = Channel(connection, name, keys, deadline=deadline)
-            hello = channel.receive(RootHello, PeerHello)
+            hello = channel.receive(RootHello, PeerHello, ProbeHello)
             if isinstance(hello, PeerHello):
                 handed_over = self._admit_peer(channel, hello)
+                return None
+            if isinstance(hello, ProbeHello):
+                self._require_session(channel, hello.token)
+                answer_probe(channel)
                 return None
             assert isinstance(hello, RootHello)
             session = self._begin(channel, hello)
@@ -129,15 +134,19 @@ class WorkerServer:
                 connection.close()
 
     def _admit_peer(self, channel: Channel, hello: PeerHello) -> bool:
-        session = self._session
-        if session is None or not session.knows(hello.token):
-            channel.send(Failure("no session with this token runs here, so no node may join it"))
-            raise DllamaError(f"{channel.peer} wanted to join a session that does not run here")
+        session = self._require_session(channel, hello.token)
         channel.send(Welcome())
         # Only now: behind the welcome the connection carries exchanges alone.
         if not session.offer_peer(hello.token, hello.rank, channel.connection):
             raise DllamaError(f"{channel.peer} wanted to join as node {hello.rank}, whose place is taken")
         return True
+
+    def _require_session(self, channel: Channel, token: bytes) -> Session:
+        session = self._session
+        if session is None or not session.knows(token):
+            channel.send(Failure("no session with this token runs here, so no node may join it"))
+            raise DllamaError(f"{channel.peer} wanted to join a session that does not run here")
+        return session
 
     def _begin(self, channel: Channel, hello: RootHello) -> Session | None:
         with self._idle:

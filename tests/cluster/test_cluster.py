@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -24,7 +25,8 @@ from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.model.source import ModelSource
-from dllama_gpu.net.cluster import Cluster
+from dllama_gpu.net.cluster import ROOT, Cluster
+from dllama_gpu.net.measure import measure_speed
 from dllama_gpu.net.mesh import PeerLostError
 from tests.support.models import write_random_m
 from tests.support.worker_process import WorkerProcess
@@ -286,6 +288,17 @@ def test_workers_can_be_left_out(source: ModelSource, stack: ExitStack) -> None:
         assert [str(worker.address) for worker in cluster.workers] == [workers[2].address, workers[0].address]
         workers[1].await_log("the root is done")
         assert greedy(load(cluster, source, [1, 1, 1])) == greedy(on_one_node(source))
+
+
+def test_nodes_and_the_ways_between_them_are_measured(stack: ExitStack) -> None:
+    workers = start(stack, 2, key=KEY)
+    addresses = [worker.address for worker in workers]
+    with Cluster.connect(addresses, key=KEY.encode(), measure=[FloatType.Q40]) as cluster:
+        profiles = cluster.profiles(measure_speed(CpuDevice(1), FloatType.Q40), 1 << 30, FloatType.Q40)
+        assert [profile.name for profile in profiles] == [ROOT, *addresses]
+        for first, second in itertools.combinations([ROOT, *addresses], 2):
+            assert cluster.link(first, second) == cluster.link(second, first)
+            assert 0 < cluster.link(first, second).latency_seconds < 1
 
 
 def test_a_bad_batch_is_refused_and_the_cluster_goes_on(source: ModelSource, stack: ExitStack) -> None:

@@ -179,7 +179,7 @@ def test_a_report_says_what_the_node_can(worker: Listening) -> None:
     root.send(RootHello("0.1.0", TOKEN, (FloatType.Q40,)))
     report = root.receive(NodeReport)
     assert report.memory == 1 << 30
-    assert report.speeds[FloatType.Q40] > 0
+    assert report.speeds[FloatType.Q40].bytes_per_second > 0
     assert report.device.startswith("cpu")
     root.close()
 
