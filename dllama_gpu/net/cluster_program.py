@@ -155,7 +155,7 @@ class ClusterProgram:
             return self._lost(worker, how)
         for rank in (*([error.rank] if isinstance(error, PeerLostError) else []), *blamed):
             if 0 < rank <= len(self._workers):
-                return self._lost(self._workers[rank - 1], str(error))
+                return self._lost(self._workers[rank - 1], str(error).removeprefix(f"node {rank}: "))
         return error
 
     def _lost(self, worker: Worker, how: str) -> PeerLostError:

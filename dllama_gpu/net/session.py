@@ -24,7 +24,7 @@ from dllama_gpu.net.exchange import MeshExchange, choose_algorithm
 from dllama_gpu.net.links import answer_ping, mesh_key, open_peer, probe
 from dllama_gpu.net.loading import ProgressReports, graph_bytes, receive_slices
 from dllama_gpu.net.measure import NodeSpeed, measure_speed
-from dllama_gpu.net.mesh import Mesh, PeerLostError
+from dllama_gpu.net.mesh import MAX_NODES, Mesh, PeerLostError
 from dllama_gpu.net.messages import (
     AnyMessage,
     Bye,
@@ -46,7 +46,6 @@ from dllama_gpu.net.messages import (
 from dllama_gpu.net.slices import SliceSource
 from dllama_gpu.net.store import SliceStore
 
-_MOST_NODES = 1024
 _LONGEST_TIMEOUT = 3600.0
 
 
@@ -90,7 +89,7 @@ class Session:
         """Takes the connection of another node if it knows the session's token and its place is free."""
         with self._arrival:
             known = hmac.compare_digest(token, self._hello.token)
-            if not known or self._over or rank in self._arrived or not 0 <= rank < _MOST_NODES:
+            if not known or self._over or rank in self._arrived or not 0 <= rank < MAX_NODES:
                 return False
             self._arrived[rank] = connection
             self._arrival.notify_all()
@@ -108,6 +107,8 @@ class Session:
             for connection in self._arrived.values():
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+        if self._mesh is not None:
+            self._mesh.stop()
         self._channel.interrupt()
 
     def run(self) -> None:
@@ -170,7 +171,7 @@ class Session:
 
     def _connect(self, table: PeerTable) -> None:
         n_nodes = len(table.addresses)
-        sound = 0 < table.rank < n_nodes <= _MOST_NODES and 0 < table.timeout <= _LONGEST_TIMEOUT
+        sound = 0 < table.rank < n_nodes <= MAX_NODES and 0 < table.timeout <= _LONGEST_TIMEOUT
         if self._mesh is not None or not sound or None in table.addresses[1:]:
             raise ChannelError(self.root, "the table of nodes makes no sense")
         self._channel.timeout = table.timeout

@@ -220,8 +220,8 @@ def test_a_worker_that_falls_silent_is_named_within_the_deadline(source: ModelSo
             workers[0].process.send_signal(signal.SIGCONT)
 
 
-ROOT = """
-import sys, time
+ROOT_PROGRAM = """
+import sys
 from tests.cluster.test_cluster import *
 source = MFile(Path(sys.argv[1]))
 cluster = Cluster.connect(sys.argv[2:])
@@ -236,7 +236,7 @@ while True:
 @pytest.mark.parametrize("how", ["kill", "terminate"])
 def test_a_killed_root_leaves_the_workers_listening(source: ModelSource, stack: ExitStack, how: str) -> None:
     workers = start(stack, 2)
-    command = [sys.executable, "-c", ROOT, str(source.path), *(worker.address for worker in workers)]
+    command = [sys.executable, "-c", ROOT_PROGRAM, str(source.path), *(worker.address for worker in workers)]
     root = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert root.stdout is not None
     assert root.stdout.readline() == "running\n"
