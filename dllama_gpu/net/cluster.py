@@ -21,9 +21,9 @@ from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel
 from dllama_gpu.net.cluster_program import ClusterProgram, Worker
-from dllama_gpu.net.exchange import MeshExchange, choose_algorithm
+from dllama_gpu.net.exchange import MeshExchange
 from dllama_gpu.net.hashing import slice_digests
-from dllama_gpu.net.links import measure_link, mesh_key, open_channel, open_peer
+from dllama_gpu.net.links import chooser, measure_link, mesh_key, open_channel, open_peer
 from dllama_gpu.net.loading import receive_patiently, send_slices
 from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.mesh import Mesh
@@ -185,7 +185,7 @@ class Cluster:
                     worker.channel.interrupt()
                 raise
         self.load_summary = LoadSummary(worker_bytes, sent)
-        exchange = MeshExchange(self._mesh, program, wire, choose_algorithm)
+        exchange = MeshExchange(self._mesh, program, wire, chooser(self._slowest_link()))
         return ClusterProgram(program, exchange, self._mesh, self.workers, graphs)
 
     def close(self) -> None:
@@ -203,10 +203,18 @@ class Cluster:
     ) -> None:
         self.close()
 
+    def _slowest_link(self) -> Link | None:
+        """The worst figures of the ways between the nodes that take part, None if they were not measured."""
+        names = [ROOT, *(str(worker.address) for worker in self.workers)]
+        used = [link for ends, link in self.links.items() if ends <= set(names)]
+        if not used:
+            return None
+        return Link(max(link.latency_seconds for link in used), min(link.bytes_per_second for link in used))
+
     def _connect_nodes(self) -> Mesh:
         table = (None, *(worker.reachable_at() for worker in self.workers))
         for worker in self.workers:
-            worker.channel.send(PeerTable(worker.rank, table, self._timeout))
+            worker.channel.send(PeerTable(worker.rank, table, self._timeout, self._slowest_link()))
         peers = {}
         try:
             for worker in self.workers:

@@ -20,7 +20,8 @@ from dllama_gpu.graph.graph import Graph
 from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import Channel, ChannelError, PeerGoneError, RemoteFailureError
 from dllama_gpu.net.mesh import Mesh, PeerLostError
-from dllama_gpu.net.messages import Bye, FetchLogits, NodeReport, batch_message
+from dllama_gpu.net.messages import Bye, FetchLogits, FetchStatistics, NodeReport, NodeStatistics, batch_message
+from dllama_gpu.net.statistics import StepClock
 
 _LAST_WORDS_SECONDS = 1.0
 
@@ -74,7 +75,7 @@ class ClusterProgram:
         self._program = program
         self._exchange = exchange
         self._workers = workers
-        self.mesh = mesh
+        self._clock = StepClock(mesh)
         self._logit_widths = [_logits_width(graph) for graph in graphs]
         self._logits: npt.NDArray[np.float32] | None = None
         self._n_tokens = 0
@@ -98,7 +99,8 @@ class ClusterProgram:
         with self._explained(), _interrupted_later():
             for worker in self._workers:
                 worker.channel.send(message)
-            self._program.run(batch, self._exchange)
+            with self._clock.step():
+                self._program.run(batch, self._exchange)
         self._n_tokens += len(batch.logit_rows) > 0
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
@@ -109,6 +111,13 @@ class ClusterProgram:
             with self._explained(), _interrupted_later():
                 self._logits = self._fetch_logits(n_rows)
         return self._logits[:n_rows]
+
+    def statistics(self) -> list[NodeStatistics]:
+        """What all nodes did since loading, by rank. Raises PeerLostError."""
+        with self._explained(), _interrupted_later():
+            for worker in self._workers:
+                worker.channel.send(FetchStatistics())
+            return [self._clock.statistics(), *(worker.channel.receive(NodeStatistics) for worker in self._workers)]
 
     def _fetch_logits(self, n_rows: int) -> npt.NDArray[np.float32]:
         ends = np.cumsum(self._logit_widths)

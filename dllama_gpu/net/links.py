@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hmac
 import time
+from functools import lru_cache
 
 from dllama_gpu.graph.profile import Link
+from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.addresses import Address, dial
+from dllama_gpu.net.algorithm import Algorithm, choose, choose_algorithm
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel
+from dllama_gpu.net.exchange import Choose
 from dllama_gpu.net.handshake import greet
 from dllama_gpu.net.messages import MAX_PING_BYTES, Bye, PeerHello, Ping, Pong, ProbeHello, Welcome
 
@@ -41,6 +45,18 @@ def open_peer(
         channel.close()
         raise
     return channel
+
+
+def chooser(link: Link | None) -> Choose:
+    """How all nodes choose the way of an all-reduce: by the slowest measured link, without one for a usual network."""
+    if link is None:
+        return choose_algorithm
+
+    @lru_cache(maxsize=64)  # a few shapes come again and again
+    def choose_by_link(n_rows: int, width: int, n_nodes: int, wire: FloatType) -> Algorithm:
+        return choose(n_rows, width, n_nodes, wire, link.latency_seconds, link.bytes_per_second)
+
+    return choose_by_link
 
 
 def mesh_key(key: bytes | None, token: bytes) -> bytes | None:

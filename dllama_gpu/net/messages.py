@@ -118,12 +118,14 @@ class LinkReport(Message, frozen=True):
 class PeerTable(Message, frozen=True):
     """Where the nodes of the session are: `addresses` (host, port) by rank, rank 0 (the root) without one.
 
-    `timeout` bounds the seconds without a byte in an exchange.
+    `timeout` bounds the seconds without a byte in an exchange; `link` is the slowest measured one, by which all nodes
+    choose the way of their exchanges alike.
     """
 
     rank: int
     addresses: tuple[tuple[str, int] | None, ...]
     timeout: float
+    link: Link | None
 
 
 class Connected(Message, frozen=True):
@@ -194,6 +196,30 @@ class FetchLogits(Message, frozen=True):
     n_rows: int
 
 
+class FetchStatistics(Message, frozen=True):
+    """Asks for NodeStatistics."""
+
+
+class NodeStatistics(Message, frozen=True):
+    """What a node did since its weights were loaded.
+
+    Of the `step_seconds` of its `n_steps` steps, `exchange_seconds` went into exchanges, and of these
+    `waiting_seconds` into waiting for other nodes to begin to send. Bytes are those of exchanges.
+    """
+
+    n_steps: int
+    step_seconds: float
+    exchange_seconds: float
+    waiting_seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+    @property
+    def compute_seconds(self) -> float:
+        """Spent on the node's own share."""
+        return self.step_seconds - self.exchange_seconds
+
+
 class Bye(Message, frozen=True):
     """The root needs the worker no longer."""
 
@@ -224,6 +250,8 @@ AnyMessage = (
     | Ready
     | StepBatch
     | FetchLogits
+    | FetchStatistics
+    | NodeStatistics
     | Bye
     | Failure
 )

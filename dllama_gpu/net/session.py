@@ -19,9 +19,10 @@ from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.addresses import Address, is_loopback, peer_of
+from dllama_gpu.net.algorithm import choose_algorithm
 from dllama_gpu.net.channel import Channel, ChannelError
-from dllama_gpu.net.exchange import MeshExchange, choose_algorithm
-from dllama_gpu.net.links import answer_ping, mesh_key, open_peer, probe
+from dllama_gpu.net.exchange import Choose, MeshExchange
+from dllama_gpu.net.links import answer_ping, chooser, mesh_key, open_peer, probe
 from dllama_gpu.net.loading import ProgressReports, graph_bytes, receive_slices
 from dllama_gpu.net.measure import NodeSpeed, measure_speed
 from dllama_gpu.net.mesh import MAX_NODES, Mesh, PeerLostError
@@ -31,6 +32,7 @@ from dllama_gpu.net.messages import (
     Connected,
     Failure,
     FetchLogits,
+    FetchStatistics,
     GraphMessage,
     LinkReport,
     MeasureLinks,
@@ -44,6 +46,7 @@ from dllama_gpu.net.messages import (
     read_graph,
 )
 from dllama_gpu.net.slices import SliceSource
+from dllama_gpu.net.statistics import StepClock
 from dllama_gpu.net.store import SliceStore
 
 _LONGEST_TIMEOUT = 3600.0
@@ -78,7 +81,9 @@ class Session:
         self._store: SliceStore | None = None
         self._mesh: Mesh | None = None
         self._program: Program | None = None
+        self._choose: Choose = choose_algorithm
         self._exchange: MeshExchange | None = None
+        self._clock: StepClock | None = None
         self._n_logit_rows = 0
         # Connections of lower ranks, which may dial before this node knows of its peers.
         self._arrived: dict[int, socket.socket] = {}
@@ -138,6 +143,7 @@ class Session:
             GraphMessage: self._load,
             StepBatch: self._step,
             FetchLogits: self._fetch_logits,
+            FetchStatistics: self._fetch_statistics,
         }
         while True:
             message = self._channel.receive(Bye, *handlers, wait=True)
@@ -186,6 +192,8 @@ class Session:
             raise
         key = mesh_key(self._node.key, self._hello.token)
         self._mesh = Mesh(table.rank, peers, timeout=table.timeout, key=key)
+        self._choose = chooser(table.link)
+        self._clock = StepClock(self._mesh)
         self._channel.send(Connected())
 
     def _dial(self, table: PeerTable, rank: int) -> socket.socket:
@@ -227,7 +235,7 @@ class Session:
         report = ProgressReports(self._channel, graph.weight_bytes())
         self._program = self._device.compile(graph, source, report.advance)
         source.close()
-        self._exchange = MeshExchange(self._mesh, self._program, message.wire, choose_algorithm)
+        self._exchange = MeshExchange(self._mesh, self._program, message.wire, self._choose)
         self._channel.send(Ready())
 
     def _check_memory(self, graph: Graph) -> None:
@@ -239,11 +247,12 @@ class Session:
             )
 
     def _step(self, message: StepBatch) -> None:
-        if self._program is None:
+        if self._program is None or self._clock is None:
             raise ChannelError(self.root, "a step was sent before the weights were loaded")
         batch = read_batch(message)
         self._n_logit_rows = 0
-        self._program.run(batch, self._exchange)
+        with self._clock.step():
+            self._program.run(batch, self._exchange)
         self._n_logit_rows = len(batch.logit_rows)
 
     def _fetch_logits(self, message: FetchLogits) -> None:
@@ -252,6 +261,11 @@ class Session:
             raise ChannelError(self.root, f"{message.n_rows} rows of logits were asked for, which are not there")
         logits = self._program.buffer("logits", message.n_rows)
         self._channel.send_raw(np.ascontiguousarray(logits, "<f4").data)
+
+    def _fetch_statistics(self, message: FetchStatistics) -> None:
+        if self._clock is None:
+            raise ChannelError(self.root, "statistics were asked for before the nodes were connected")
+        self._channel.send(self._clock.statistics())
 
     def _tell(self, failure: Failure) -> None:
         """Tells the root why this worker gives up, if it still listens."""
@@ -269,4 +283,4 @@ class Session:
         if self._store is not None:
             self._store.close()
         self._channel.close()
-        self._program = self._exchange = self._mesh = self._device = None
+        self._program = self._exchange = self._clock = self._mesh = self._device = None

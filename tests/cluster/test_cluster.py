@@ -290,7 +290,7 @@ def test_workers_can_be_left_out(source: ModelSource, stack: ExitStack) -> None:
         assert greedy(load(cluster, source, [1, 1, 1])) == greedy(on_one_node(source))
 
 
-def test_nodes_and_the_ways_between_them_are_measured(stack: ExitStack) -> None:
+def test_nodes_and_the_ways_between_them_are_measured(source: ModelSource, stack: ExitStack) -> None:
     workers = start(stack, 2, key=KEY)
     addresses = [worker.address for worker in workers]
     with Cluster.connect(addresses, key=KEY.encode(), measure=[FloatType.Q40]) as cluster:
@@ -299,6 +299,20 @@ def test_nodes_and_the_ways_between_them_are_measured(stack: ExitStack) -> None:
         for first, second in itertools.combinations([ROOT, *addresses], 2):
             assert cluster.link(first, second) == cluster.link(second, first)
             assert 0 < cluster.link(first, second).latency_seconds < 1
+        assert greedy(load(cluster, source, [1, 1, 1])) == greedy(on_one_node(source))
+
+
+def test_every_node_says_what_its_steps_cost(source: ModelSource, stack: ExitStack) -> None:
+    with connect(start(stack, 2)) as cluster:
+        program = cluster.load(source, graphs(source, [1, 1, 1]), CpuDevice(1), wire=FloatType.F32)
+        greedy(program, 5)
+        statistics = program.statistics()
+    assert [node.n_steps for node in statistics] == [6, 6, 6]
+    for node in statistics:
+        assert 0 < node.exchange_seconds < node.step_seconds
+        assert 0 <= node.waiting_seconds <= node.exchange_seconds
+    # What is sent is received.
+    assert sum(node.bytes_sent for node in statistics) == sum(node.bytes_received for node in statistics) > 0
 
 
 def test_a_bad_batch_is_refused_and_the_cluster_goes_on(source: ModelSource, stack: ExitStack) -> None:

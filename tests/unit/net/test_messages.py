@@ -12,6 +12,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.profile import Link
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_format import tensor_layout
@@ -59,7 +60,7 @@ def test_graphs_travel_unchanged(graph: Graph) -> None:
     [
         RootHello("0.1.0", b"t" * 32, (FloatType.Q40,)),
         NodeReport("0.1.0", "pi", "cpu", "ARM", None, {FloatType.Q80: NodeSpeed(1e9, 1e11, 1e-6)}, None),
-        PeerTable(1, (None, ("10.0.0.1", 9999), ("fd00::2", 9999)), 10.0),
+        PeerTable(1, (None, ("10.0.0.1", 9999), ("fd00::2", 9999)), 10.0, Link(1e-4, 1e8)),
         SliceWanted(((0, 17),)),
         Failure("a reason"),
     ],

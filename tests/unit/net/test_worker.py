@@ -24,6 +24,7 @@ from dllama_gpu.net.messages import (
     Bye,
     Connected,
     FetchLogits,
+    FetchStatistics,
     GraphMessage,
     Message,
     NodeReport,
@@ -214,18 +215,19 @@ def graph_of(**changes: object) -> GraphMessage:
 
 def connected(root: Channel, worker: Listening) -> Channel:
     """Makes the worker node 1 of two."""
-    root.send(PeerTable(1, (None, ("127.0.0.1", 1)), 2.0))
+    root.send(PeerTable(1, (None, ("127.0.0.1", 1)), 2.0, None))
     return open_peer(worker.address, "the worker", None, TOKEN, 0, 5.0)
 
 
 BAD_ORDERS: dict[str, tuple[Callable[[], Message], str]] = {
     "a step before the weights": (lambda: StepBatch(b"", b"", b"", b"", b""), "before the weights were loaded"),
+    "statistics before there are any": (FetchStatistics, "before the nodes were connected"),
     "logits before the weights": (lambda: FetchLogits(1), "which are not there"),
     "a graph before the nodes are connected": (graph_of, "before the nodes were connected"),
     "hashes without a graph": (lambda: SliceHashes(()), "SliceHashes was sent where"),
-    "a rank outside the table": (lambda: PeerTable(5, (None, ("a", 1)), 1.0), "makes no sense"),
-    "a table without the worker": (lambda: PeerTable(0, (None,), 1.0), "makes no sense"),
-    "no time for exchanges": (lambda: PeerTable(1, (None, ("a", 1)), 0.0), "makes no sense"),
+    "a rank outside the table": (lambda: PeerTable(5, (None, ("a", 1)), 1.0, None), "makes no sense"),
+    "a table without the worker": (lambda: PeerTable(0, (None,), 1.0, None), "makes no sense"),
+    "no time for exchanges": (lambda: PeerTable(1, (None, ("a", 1)), 0.0, None), "makes no sense"),
 }
 
 
@@ -269,7 +271,7 @@ def test_graphs_that_cannot_be_run_end_the_session_with_a_sentence(worker: Liste
 def test_a_node_that_does_not_come_is_named(worker: Listening) -> None:
     root = worker.root()
     root.receive(NodeReport)
-    root.send(PeerTable(2, (None, ("127.0.0.1", 1), ("127.0.0.1", 2)), 0.1))
+    root.send(PeerTable(2, (None, ("127.0.0.1", 1), ("127.0.0.1", 2)), 0.1, None))
     with pytest.raises(RemoteFailureError, match=r"node 0, 1 did not connect within 0\.1 seconds"):
         root.receive(Pong)
     root.close()
@@ -281,7 +283,7 @@ def test_a_node_that_cannot_be_reached_is_named(worker: Listening) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        root.send(PeerTable(1, (None, ("127.0.0.1", 1), ("127.0.0.1", port)), 2.0))
+        root.send(PeerTable(1, (None, ("127.0.0.1", 1), ("127.0.0.1", port)), 2.0, None))
         with pytest.raises(RemoteFailureError, match=rf"no connection to 127\.0\.0\.1:{port}: nothing listens"):
             root.receive(Pong)
     root.close()
