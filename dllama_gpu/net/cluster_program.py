@@ -96,25 +96,25 @@ class ClusterProgram:
         batch.check(self.graph)  # before any worker hears of it
         self._logits = None
         message = batch_message(batch)
-        with self._explained(), _interrupted_later():
+        with _interrupted_later(), self._explained():
             for worker in self._workers:
                 worker.channel.send(message)
             with self._clock.step():
                 self._program.run(batch, self._exchange)
-        self._n_tokens += len(batch.logit_rows) > 0
+            self._n_tokens += len(batch.logit_rows) > 0
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
         """As of the root's program, but `logits` are those of the whole vocabulary, fetched from all nodes."""
         if name != "logits":
             return self._program.buffer(name, n_rows)
         if self._logits is None or len(self._logits) < n_rows:
-            with self._explained(), _interrupted_later():
+            with _interrupted_later(), self._explained():
                 self._logits = self._fetch_logits(n_rows)
         return self._logits[:n_rows]
 
     def statistics(self) -> list[NodeStatistics]:
         """What all nodes did since loading, by rank. Raises PeerLostError."""
-        with self._explained(), _interrupted_later():
+        with _interrupted_later(), self._explained():
             for worker in self._workers:
                 worker.channel.send(FetchStatistics())
             return [self._clock.statistics(), *(worker.channel.receive(NodeStatistics) for worker in self._workers)]
@@ -143,7 +143,7 @@ class ClusterProgram:
             self._broken = self._explanation(error)
             raise self._broken from error
         except BaseException as error:
-            self._broken = DllamaError(f"an earlier step failed ({error or type(error).__name__}); start again")
+            self._broken = DllamaError(f"an earlier step failed ({str(error) or type(error).__name__}); start again")
             raise
 
     def _explanation(self, error: DllamaError) -> DllamaError:
