@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from dllama_gpu.graph.profile import Link, NodeProfile
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.addresses import Address, peer_of
-from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel
-from dllama_gpu.net.cluster_program import ClusterProgram, Worker
+from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel, RemoteFailureError
+from dllama_gpu.net.cluster_program import LAST_WORDS_SECONDS, ClusterProgram, Worker, last_words
 from dllama_gpu.net.exchange import MeshExchange
 from dllama_gpu.net.hashing import slice_digests
 from dllama_gpu.net.links import chooser, measure_link, mesh_key, open_channel, open_peer
-from dllama_gpu.net.loading import receive_patiently, send_slices
+from dllama_gpu.net.loading import PATIENCE_SECONDS, receive_patiently, send_slices
 from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.mesh import Mesh
 from dllama_gpu.net.messages import (
@@ -44,7 +45,6 @@ from dllama_gpu.net.slices import graph_slices, localize
 ROOT = "root"
 """The root's name among the nodes."""
 _PLENTY = 1 << 60
-_MEASURE_SECONDS = 60.0  # a small board takes its time to measure itself and to load
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Message = TypeVar("_Message", bound=Message)
@@ -166,7 +166,7 @@ class Cluster:
         digests = slice_digests(source, every, cache_folder)
 
         def load_worker(worker: Worker) -> int:
-            worker.channel.timeout = max(self._timeout, _MEASURE_SECONDS)
+            worker.channel.timeout = max(self._timeout, PATIENCE_SECONDS)
             share = pieces[worker.rank - 1]
             graph = localize(graphs[worker.rank])
             worker.channel.send(graph_message(graph, source.path.name, source.spec, wire))
@@ -225,10 +225,20 @@ class Cluster:
             for worker in self.workers:
                 worker.channel.receive(Connected)
             return Mesh(0, peers, timeout=self._timeout, key=mesh_key(self._key, self._token))
-        except BaseException:
+        except BaseException as error:
             for connection in peers.values():
                 connection.close()
+            if isinstance(error, DllamaError):
+                self._raise_first_reason()
             raise
+
+    def _raise_first_reason(self) -> None:
+        """A worker that gave up says why; that others then cannot reach it says less."""
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        for worker in self.workers:
+            reason = last_words(worker.channel, deadline - time.monotonic())
+            if isinstance(reason, RemoteFailureError):
+                raise reason
 
 
 def _measure_links(workers: Sequence[Worker]) -> dict[frozenset[str], Link]:
@@ -277,7 +287,7 @@ def _report(channel: Channel, hello: RootHello) -> NodeReport:
 
 def _patiently(channel: Channel, kind: type[_Message]) -> _Message:
     """The answer to a question that takes its time."""
-    usual, channel.timeout = channel.timeout, max(channel.timeout, _MEASURE_SECONDS)
+    usual, channel.timeout = channel.timeout, max(channel.timeout, PATIENCE_SECONDS)
     try:
         return channel.receive(kind)
     finally:

@@ -23,7 +23,7 @@ from dllama_gpu.net.mesh import Mesh, PeerLostError
 from dllama_gpu.net.messages import Bye, FetchLogits, FetchStatistics, NodeReport, NodeStatistics, batch_message
 from dllama_gpu.net.statistics import StepClock
 
-_LAST_WORDS_SECONDS = 1.0
+LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class ClusterProgram:
         """The one worker that is gone without a word is the cause; the others only say what they noticed."""
         silent: list[tuple[Worker, str]] = []
         blamed: list[int] = []
-        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
         for worker in self._workers:
-            reason = _last_words(worker.channel, deadline - time.monotonic())
+            reason = last_words(worker.channel, deadline - time.monotonic())
             if isinstance(reason, RemoteFailureError):
                 if reason.lost_rank is None:
                     return DllamaError(f"{reason} (during {self._when()})")
@@ -176,7 +176,7 @@ class ClusterProgram:
         return f"token {self._n_tokens + 1}" if self._n_tokens else "the prompt"
 
 
-def _last_words(channel: Channel, seconds: float) -> RemoteFailureError | PeerGoneError | None:
+def last_words(channel: Channel, seconds: float) -> RemoteFailureError | PeerGoneError | None:
     """Why the other end gives up, if it said so within `seconds` or closed the connection."""
     if channel.pending(seconds):
         try:

@@ -16,6 +16,8 @@ from dllama_gpu.net.store import DamagedSliceError, HeldSlice, SliceStore
 
 _ROUNDS = 3  # a slice that arrives damaged as often as this is not the network's accident
 _REPORT_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+"""Without a byte while weights are on their way: reading, converting and packing a large tensor takes its time."""
 Kind = TypeVar("Kind", bound=Message)
 
 

@@ -23,7 +23,7 @@ from dllama_gpu.net.algorithm import choose_algorithm
 from dllama_gpu.net.channel import Channel, ChannelError
 from dllama_gpu.net.exchange import Choose, MeshExchange
 from dllama_gpu.net.links import answer_ping, chooser, mesh_key, open_peer, probe
-from dllama_gpu.net.loading import ProgressReports, graph_bytes, receive_slices
+from dllama_gpu.net.loading import PATIENCE_SECONDS, ProgressReports, graph_bytes, receive_slices
 from dllama_gpu.net.measure import NodeSpeed, measure_speed
 from dllama_gpu.net.mesh import MAX_NODES, Mesh, PeerLostError
 from dllama_gpu.net.messages import (
@@ -204,9 +204,10 @@ class Session:
         return open_peer(address, name, self._node.key, self._hello.token, table.rank, table.timeout).connection
 
     def _as_seen_from_here(self, host: str, port: int) -> Address:
-        """A node that the root reaches on its own machine is, from here, where the root is."""
+        """A node that the root reaches on its own machine is, from another one, where the root is."""
         if is_loopback(host):
-            host = peer_of(self._channel.connection).host
+            root = peer_of(self._channel.connection).host
+            host = host if is_loopback(root) else root
         return Address(host, port)
 
     def _await_lower(self, table: PeerTable) -> dict[int, socket.socket]:
@@ -227,6 +228,8 @@ class Session:
             raise ChannelError(self.root, "a graph was sent before the nodes were connected, or twice")
         graph = read_graph(message)
         self._check_memory(graph)
+        usual = self._channel.timeout
+        self._channel.timeout = max(usual, PATIENCE_SECONDS)
         self._store = self._node.make_store()
         held = receive_slices(self._channel, graph, self._store)
         self._store.close()
@@ -236,6 +239,7 @@ class Session:
         self._program = self._device.compile(graph, source, report.advance)
         source.close()
         self._exchange = MeshExchange(self._mesh, self._program, message.wire, self._choose)
+        self._channel.timeout = usual
         self._channel.send(Ready())
 
     def _check_memory(self, graph: Graph) -> None:

@@ -302,6 +302,36 @@ def test_nodes_and_the_ways_between_them_are_measured(source: ModelSource, stack
         assert greedy(load(cluster, source, [1, 1, 1])) == greedy(on_one_node(source))
 
 
+def test_a_worker_that_another_cannot_reach_is_named(source: ModelSource, stack: ExitStack) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        workers = [WorkerProcess(), WorkerProcess(advertise=nobody)]
+        for worker in workers:
+            stack.callback(worker.stop)
+        with connect(workers) as cluster:
+            with pytest.raises(DllamaError, match=f"^worker {workers[0].address}: no connection to {nobody}: nothing"):
+                load(cluster, source, [1, 1, 1])
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_workers_are_reached_by_ipv6_and_by_name(source: ModelSource, stack: ExitStack) -> None:
+    workers = [WorkerProcess(host=host) for host in ("::1", "localhost", "127.0.0.1")]
+    for worker in workers:
+        stack.callback(worker.stop)
+    with connect(workers) as cluster:
+        assert greedy(load(cluster, source, [1, 1, 1, 1])) == greedy(on_one_node(source))
+
+
 def test_every_node_says_what_its_steps_cost(source: ModelSource, stack: ExitStack) -> None:
     with connect(start(stack, 2)) as cluster:
         program = cluster.load(source, graphs(source, [1, 1, 1]), CpuDevice(1), wire=FloatType.F32)

@@ -1,6 +1,6 @@
 """Workers as real processes on loopback, for tests of the cluster.
 
-    python -m tests.support.worker_process [--key KEY] [--cache FOLDER] [--memory BYTES]
+    python -m tests.support.worker_process [--key KEY] [--cache FOLDER] [--memory BYTES] [--host HOST] [--advertise HOST:PORT]
 
 prints the port it listens on and serves until its standard input ends; what it logs goes to standard error.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.session import Node
 from dllama_gpu.net.store import SliceStore
 from dllama_gpu.net.worker import WorkerServer
@@ -28,11 +29,21 @@ _PATIENCE_SECONDS = 30.0
 class WorkerProcess:
     """A worker in a process of its own; `log` collects its sentences."""
 
-    def __init__(self, *, key: str | None = None, cache: Path | None = None, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        key: str | None = None,
+        cache: Path | None = None,
+        memory: int | None = None,
+        host: str = "127.0.0.1",
+        advertise: str | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "tests.support.worker_process"]
-        for name, value in (("--key", key), ("--cache", cache), ("--memory", memory)):
+        options = {"--key": key, "--cache": cache, "--memory": memory, "--host": host, "--advertise": advertise}
+        for name, value in options.items():
             if value is not None:
                 command += [name, str(value)]
+        self._host = host
         environment = dict(os.environ, PYTHONUNBUFFERED="1")
         self.process = subprocess.Popen(
             command,
@@ -52,7 +63,7 @@ class WorkerProcess:
     @property
     def address(self) -> str:
         """As a user writes it."""
-        return f"127.0.0.1:{self.port}"
+        return str(Address(self._host, self.port))
 
     def await_log(self, text: str) -> None:
         """Returns when the worker has said something with `text` in it."""
@@ -103,6 +114,8 @@ def main() -> None:
     parser.add_argument("--key")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--memory", type=int)
+    parser.add_argument("--host")
+    parser.add_argument("--advertise", type=Address.parse)
     options = parser.parse_args()
 
     def log(text: str) -> None:
@@ -113,9 +126,10 @@ def main() -> None:
         make_store=lambda: SliceStore(options.cache, warn=log),
         memory=lambda: options.memory,
         key=options.key.encode() if options.key else None,
+        advertised=options.advertise,
         log=log,
     )
-    server = WorkerServer(node, "127.0.0.1", 0)
+    server = WorkerServer(node, options.host, 0)
     threading.Thread(target=lambda: (sys.stdin.read(), server.stop()), daemon=True).start()
     print(server.addresses[0].port, flush=True)
     server.serve()
