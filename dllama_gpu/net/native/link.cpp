@@ -126,7 +126,7 @@ bool Link::accept_header(std::optional<Failure>& failure) {
   if (size > capacity_) {
     payload_.reset();
     capacity_ = 0;
-    payload_.reset(new uint8_t[size]);
+    payload_ = std::make_unique<uint8_t[]>(size);
     capacity_ = size;
   }
   return true;

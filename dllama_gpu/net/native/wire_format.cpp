@@ -1,11 +1,16 @@
 #include "wire_format.hpp"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
 #include "half.hpp"
 #include "little_endian.hpp"
+
+#if FLT_EVAL_METHOD == 1 || FLT_EVAL_METHOD == 2
+#error "float arithmetic here is wider than float; on 32-bit x86, compile with -msse2 -mfpmath=sse"
+#endif
 
 namespace dllama::net {
 
