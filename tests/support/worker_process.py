@@ -1,6 +1,7 @@
 """Workers as real processes on loopback, for tests of the cluster.
 
-    python -m tests.support.worker_process [--key KEY] [--cache FOLDER] [--memory BYTES] [--host HOST] [--advertise HOST:PORT]
+    python -m tests.support.worker_process [--key KEY] [--cache FOLDER] [--memory BYTES] [--host HOST]
+        [--advertise HOST:PORT]
 
 prints the port it listens on and serves until its standard input ends; what it logs goes to standard error.
 """
