@@ -33,6 +33,7 @@ Progress = Callable[[int], None]
 
 DEFAULT_LIMIT = 50 << 30
 _CHUNK_BYTES = 4 << 20
+_SMALL_BYTES = 64 << 10
 _MOST_PROCESSES = 64
 
 
@@ -211,9 +212,9 @@ class SliceWriter:
         self._hash = new_digest()
         self._path = None if folder is None else folder / digest.hex()
         self._file: BinaryIO | None = None
-        self._memory: bytearray | None = None
+        self._memory: bytearray | mmap.mmap | None = None
         if self._path is None:
-            self._memory = bytearray(n_bytes)
+            self._memory = _allocate(n_bytes)
             return
         try:
             if begin:
@@ -273,7 +274,7 @@ class SliceWriter:
     def _to_memory(self, error: OSError) -> None:
         """Reads back what was written and goes on without the file."""
         try:
-            memory = bytearray(self._n_bytes)
+            memory = _allocate(self._n_bytes)
             if self._done and self._path is not None:
                 with self._path.open("rb") as file:
                     if file.readinto(memoryview(memory)[: self._done]) != self._done:
@@ -284,6 +285,11 @@ class SliceWriter:
         self._discard()
         self._file = None
         self._store.disk_failed(error)
+
+
+def _allocate(n_bytes: int) -> bytearray | mmap.mmap:
+    """Memory that goes back to the system as soon as it is dropped, where there is enough of it to matter."""
+    return bytearray(n_bytes) if n_bytes < _SMALL_BYTES else mmap.mmap(-1, n_bytes)
 
 
 def _hash_file(path: Path, progress: Progress | None, into: hashlib.blake2b | None = None, n_bytes: int = -1) -> bytes:

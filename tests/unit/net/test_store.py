@@ -11,7 +11,7 @@ import pytest
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.net.store import DamagedSliceError, HeldSlice, SliceStore, default_folder, new_digest
 
-DATA = bytes(np.random.default_rng(1).integers(0, 256, 10_000, np.uint8))
+DATA = bytes(np.random.default_rng(1).integers(0, 256, 100_000, np.uint8))
 
 
 def digest(data: bytes) -> bytes:
