@@ -245,8 +245,8 @@ def test_what_cannot_cross_the_network_is_refused_in_a_sentence() -> None:
             mesh.all_reduce(np.zeros((1, 32), np.float32), contributes=True, wire=FloatType.Q40, algorithm=DIRECT)
     with pytest.raises(DllamaError, match="2 to 64 nodes, not 1"):
         Mesh(0, {})
-    with pytest.raises(DllamaError, match="2 to 64 nodes, not 65"):
-        Mesh(0, {rank: socket.socket() for rank in range(1, 65)})
+    with socket.socket() as one, pytest.raises(DllamaError, match="2 to 64 nodes, not 65"):
+        Mesh(0, dict.fromkeys(range(1, 65), one))
 
 
 @pytest.mark.parametrize(
