@@ -23,8 +23,8 @@ class Algorithm(Enum):
 
     DIRECT = "direct"
     """Every node sends its whole rows to every other: one hop, n−1 times the bytes."""
-    REDUCE_SCATTER = "reduce-scatter"
-    """Every node adds up one n-th and passes the result on (reduce-scatter, all-gather): two hops, 2(n−1)/n times."""
+    REDUCE_SCATTER_ALL_GATHER = "reduce-scatter + all-gather"
+    """Every node adds up one span of columns and sends the sums to the others: two hops, 2(n−1)/n times the bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,15 @@ def all_reduce_hops(
 ) -> list[Traffic]:
     """Traffic of each hop of an all-reduce of rows (n_rows, width); a node that contributes nothing only receives."""
     senders = np.array(contributes, np.float64)
-    n_blocks = n_rows * -(-width // _BLOCK)
+    n_blocks = -(-width // _BLOCK)
+    block_bytes = n_rows * wire.row_bytes(_BLOCK)
     if algorithm is Algorithm.DIRECT:
-        return [_to_others(senders * n_blocks * wire.row_bytes(_BLOCK))]
-    piece_bytes = -(-n_blocks // len(contributes)) * wire.row_bytes(_BLOCK)
-    return [_to_others(senders * piece_bytes), _to_others(np.full(len(contributes), piece_bytes))]
+        return [_to_others(senders * n_blocks * block_bytes)]
+    n_nodes = len(contributes)
+    ends = np.minimum(-(-n_blocks // n_nodes) * np.arange(n_nodes + 1), n_blocks)
+    span_bytes = np.diff(ends) * float(block_bytes)
+    # A node sends each other its columns of the partial sums, then gets theirs of the whole ones.
+    return [_to_others(span_bytes).T * senders[:, None], _to_others(span_bytes)]
 
 
 def broadcast_hops(n_nodes: int, width: int, n_rows: int) -> list[Traffic]:

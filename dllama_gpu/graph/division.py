@@ -20,6 +20,10 @@ Counts = list[int]
 """Units of one part that each node gets."""
 
 
+class DoesNotFitError(DllamaError):
+    """The nodes have too little memory for the model."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Something that is cut: heads, hidden elements or rows of the vocabulary."""
@@ -59,7 +63,7 @@ def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> list[tuple[Shard, 
     Each part is balanced for itself, since all nodes wait for each other behind each of them. Heads are cut anywhere
     and, where there are enough of them, at whole groups of a KV head.
 
-    Raises DllamaError saying how much memory is missing when there is no way.
+    Raises DoesNotFitError saying how much memory is missing when there is no way.
     """
     spec = outline.spec
     unit = head_unit(spec)
@@ -214,15 +218,15 @@ class _Division:
         return fill(part.n_units, [0.0] * len(room), each, self.limits(part, room) if limits is None else limits)
 
     def check_bare_nodes(self) -> None:
-        """Raises DllamaError for a node that cannot even hold what all nodes hold."""
+        """Raises DoesNotFitError for a node that cannot even hold what all nodes hold."""
         for i, node in enumerate(self.nodes):
             if (short := -self.budget(i)) > 0:
-                raise DllamaError(
+                raise DoesNotFitError(
                     f"{node.name} has {gigabytes(node.memory_bytes)} of memory, {gigabytes(short)} less than a node "
                     "needs before it gets any share; leave it out"
                 )
 
-    def out_of_memory(self) -> DllamaError:
+    def out_of_memory(self) -> DoesNotFitError:
         """Says by how much the memory of all nodes together is too small, or that it is only too scattered."""
         available = sum(node.memory_bytes for node in self.nodes)
         bare = available - sum(map(self.budget, range(len(self.nodes))))
@@ -230,11 +234,11 @@ class _Division:
         names = self.nodes[0].name if len(self.nodes) == 1 else f"these {len(self.nodes)} nodes"
         way_out = "add a node, or lower --max-seq-len or --slots"
         if needed > available:
-            return DllamaError(
+            return DoesNotFitError(
                 f"the model needs {gigabytes(needed)} (weights, KV cache, activations), but {names} can give "
                 f"{gigabytes(available)}: {gigabytes(needed - available)} are missing; {way_out}"
             )
-        return DllamaError(
+        return DoesNotFitError(
             f"the model needs {gigabytes(needed)} of the {gigabytes(available)} that {names} can give, but cannot be "
             f"cut to fit so closely; {way_out}"
         )

@@ -25,7 +25,7 @@ from dllama_gpu.graph.collective import (
     broadcast_hops,
     gather_hops,
 )
-from dllama_gpu.graph.division import divide, gigabytes
+from dllama_gpu.graph.division import DoesNotFitError, divide, gigabytes
 from dllama_gpu.graph.graph import AllReduce, Broadcast, GatherCandidates
 from dllama_gpu.graph.load import NodeLoad, Outline
 from dllama_gpu.graph.profile import LinkBetween, NodeProfile, PlanOptions
@@ -124,7 +124,8 @@ def plan(
 ) -> ClusterPlan:
     """Shares for all of `nodes`, the root first: balanced within their memory, or as `options.ratio` says.
 
-    Raises DllamaError saying how much memory is missing, for a ratio of another number of shares, or a name used twice.
+    Raises DoesNotFitError saying how much memory is missing, DllamaError for a ratio of another number of shares or a
+    name used twice.
     """
     _check_names(nodes)
     return _plan(Outline(spec, tensors, options), nodes, links, options)
@@ -140,7 +141,8 @@ def best_subset(
     """The plan with the shortest time per token among those that use the root and any of the other nodes.
 
     All subsets of up to 10 nodes are tried; of more, one node after the other is left out, always the one without
-    which the rest is fastest. `options.ratio` plays no part. Raises DllamaError when the model fits none of them.
+    which the rest is fastest. `options.ratio` plays no part. Raises DoesNotFitError when the model fits none
+    of them.
     """
     _check_names(nodes)
     search = _Search(Outline(spec, tensors, options), links, replace(options, ratio=None))
@@ -162,7 +164,7 @@ def _plan(outline: Outline, nodes: Sequence[NodeProfile], links: LinkBetween, op
     found = _assess(outline, nodes, network, options, shard_by_ratio(outline.spec, options.ratio))
     for node in found.nodes:
         if node.memory_bytes > node.node.memory_bytes:
-            raise DllamaError(
+            raise DoesNotFitError(
                 f"{node.node.name} would need {gigabytes(node.memory_bytes)} for its share of the ratio, but can give "
                 f"{gigabytes(node.node.memory_bytes)}; lower its share, --max-seq-len or --slots"
             )
@@ -247,23 +249,23 @@ class _Exchanges:
 
 
 class _Search:
-    """Keeps the fastest plan found so far, and why those that failed did."""
+    """Keeps the fastest plan found so far, and why the first that failed did."""
 
     def __init__(self, outline: Outline, links: LinkBetween, options: PlanOptions) -> None:
         self._outline = outline
         self._links = links
         self._options = options
         self._best: ClusterPlan | None = None
-        self._failure: DllamaError | None = None
+        self._failure: DoesNotFitError | None = None
 
     def attempt(self, nodes: Sequence[NodeProfile]) -> float:
         """Seconds per token with these nodes, infinite when the model does not fit."""
         try:
             found = _plan(self._outline, nodes, self._links, self._options)
-        except DllamaError as failure:
+        except DoesNotFitError as failure:
             self._failure = self._failure or failure
             return float("inf")
-        if self._best is None or found.decode_seconds < self._best.decode_seconds:
+        if self._best is None or found.decode_seconds <= self._best.decode_seconds:  # of equals the smaller set
             self._best = found
         return found.decode_seconds
 
@@ -290,7 +292,7 @@ def _subsets(nodes: Sequence[NodeProfile]) -> Iterator[tuple[NodeProfile, ...]]:
 
 
 def _token_bytes(by_algorithm: Mapping[Algorithm, float]) -> TokenBytes:
-    return TokenBytes(float(by_algorithm[Algorithm.DIRECT]), float(by_algorithm[Algorithm.REDUCE_SCATTER]))
+    return TokenBytes(float(by_algorithm[Algorithm.DIRECT]), float(by_algorithm[Algorithm.REDUCE_SCATTER_ALL_GATHER]))
 
 
 def _check_names(nodes: Sequence[NodeProfile]) -> None:
