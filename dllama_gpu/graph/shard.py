@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.model.spec import ModelSpec
 
-_BLOCK = 32  # columns of a quantized matrix are cut at whole blocks
+BLOCK = 32  # columns of a quantized matrix are cut at whole blocks
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,19 @@ def split(total: int, unit: int, ratio: Sequence[float]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def head_unit(spec: ModelSpec) -> int:
+    """The fewest neighbouring query heads whose columns are whole quantization blocks."""
+    return math.lcm(spec.head_dim, BLOCK) // spec.head_dim
+
+
 def shard_by_ratio(spec: ModelSpec, ratio: Sequence[float]) -> tuple[Shard, ...]:
     """Shards of one node each, in the order of `ratio`, for heads, hidden elements and vocabulary alike.
 
     Query heads are handed out in numbers whose columns are whole quantization blocks; a model with fewer such units
     than nodes leaves some nodes without heads.
     """
-    head_unit = math.lcm(spec.head_dim, _BLOCK) // spec.head_dim
-    heads = split(spec.n_heads, head_unit, ratio)
-    hidden = split(spec.hidden_dim, _BLOCK, ratio)
-    vocab = split(spec.vocab_size, _BLOCK, ratio)
+    heads = split(spec.n_heads, head_unit(spec), ratio)
+    hidden = split(spec.hidden_dim, BLOCK, ratio)
+    vocab = split(spec.vocab_size, BLOCK, ratio)
     n_nodes = len(ratio)
     return tuple(Shard(rank, n_nodes, heads[rank], hidden[rank], vocab[rank]) for rank in range(n_nodes))

@@ -1,0 +1,161 @@
+"""`dllama-gpu worker`: lends this machine to a root elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dllama_gpu.cli.arguments import Options, Parser, UsageError, whole_number
+from dllama_gpu.cli.display import note, size_text
+from dllama_gpu.cli.failures import SUCCESS
+
+if TYPE_CHECKING:
+    from dllama_gpu.net.addresses import Address
+    from dllama_gpu.net.store import SliceStore
+    from dllama_gpu.net.worker import WorkerServer
+
+PROGRAM = "dllama-gpu worker"
+DESCRIPTION = """Lend this machine to a root: listen, take a share of its model, compute, and listen again.
+
+The root is any command with --workers HOST:PORT …. One root is served at a time. Weights that were
+received once are kept in a cache, so that the next start is quick. Ctrl-C ends the worker."""
+
+_DEFAULT_PORT = 9999
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def byte_size(text: str) -> int:
+    """A type for options: bytes, with K, M, G or T for powers of 1024 (`1.5G`, `512MiB`)."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and len(text) < 32 else 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0, such as 512M or 1.5G")
+    return size
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--host", metavar="ADDRESS", help="listen on this address or name alone (default: all of this machine's)"
+    )
+    network.add_argument(
+        "--port", type=whole_number(0, 65535), default=_DEFAULT_PORT, metavar="N", help="(default: %(default)s)"
+    )
+    network.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="where other nodes reach this worker, if not where the root does (behind a router)",
+    )
+    network.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="serve only roots that know the key in this file (default: the one in DLLAMA_GPU_KEY, if set)",
+    )
+    computation = parser.add_argument_group("computation")
+    computation.add_argument(
+        "--nthreads",
+        type=whole_number(1),
+        metavar="N",
+        help="CPU threads (default: one for each processor this process may use)",
+    )
+    computation.add_argument(
+        "--pin-threads",
+        action="store_true",
+        help="keep each thread on one processor (Linux): steadier on an idle machine, slower on a busy one",
+    )
+    computation.add_argument(
+        "--max-memory", type=byte_size, metavar="SIZE", help="memory a root may use, e.g. 3G (default: what is free)"
+    )
+    cache = parser.add_argument_group("cache of weights")
+    cache.add_argument("--no-cache", action="store_true", help="keep received weights in memory only")
+    cache.add_argument("--cache-dir", type=Path, metavar="FOLDER", help="(default: this system's folder for caches)")
+    cache.add_argument(
+        "--cache-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="weights used longest ago are removed above this (default: 50G)",
+    )
+
+
+def run(options: Options) -> int:
+    """Listens until Ctrl-C or SIGTERM."""
+    if options.no_cache and (options.cache_dir is not None or options.cache_size is not None):
+        raise UsageError("--no-cache leaves nothing for --cache-dir and --cache-size to say", PROGRAM)
+
+    from dllama_gpu.cpu.device import CpuDevice
+    from dllama_gpu.engine.machine import available_memory, cpu_name
+    from dllama_gpu.net.addresses import Address
+    from dllama_gpu.net.key import read_key
+    from dllama_gpu.net.session import Node
+    from dllama_gpu.net.store import DEFAULT_LIMIT, SliceStore, default_folder
+    from dllama_gpu.net.worker import WorkerServer
+
+    key, warning = read_key(options.key_file, os.environ)
+    folder = None if options.no_cache else options.cache_dir or default_folder()
+    limit = options.cache_size or DEFAULT_LIMIT
+
+    def make_device() -> CpuDevice:
+        return CpuDevice(options.nthreads, pin=options.pin_threads)
+
+    def make_store() -> SliceStore:
+        return SliceStore(folder, limit, warn=lambda text: note("warning", text))
+
+    def memory() -> int | None:
+        return options.max_memory or available_memory()
+
+    node = Node(
+        make_device=make_device,
+        make_store=make_store,
+        memory=memory,
+        key=key,
+        cpu=cpu_name(),
+        advertised=Address.parse(options.advertise, options.port) if options.advertise else None,
+        log=lambda text: note("worker", text),
+    )
+    note("device", f"{make_device().name}, {cpu_name()}")
+    available = memory()
+    if available is not None:
+        note("memory", size_text(available))
+    note("cache", "none" if folder is None else f"{folder}, at most {size_text(limit)}")
+    server = WorkerServer(node, options.host, options.port)
+    note("listening", ", ".join(map(str, server.addresses)))
+    if warning is not None:
+        note("warning", warning)
+    if key is None:
+        note("warning", _without_key(server.addresses))
+    _serve(server)
+    return SUCCESS
+
+
+def _without_key(addresses: list[Address]) -> str:
+    from dllama_gpu.net.addresses import is_loopback
+
+    if all(is_loopback(address.host) for address in addresses):
+        return "no key: every program on this machine can use this worker"
+    return (
+        "no key: everyone who reaches this port over the network can use this worker; --key-file restricts it to those "
+        "who know the key"
+    )
+
+
+def _serve(server: WorkerServer) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        note("worker", f"{signal.Signals(number).name}: ending")
+        server.stop()
+        signal.signal(number, signal.SIG_DFL)  # a second one is not asked
+
+    # Windows does not wake a waiting select for a signal; a byte in this socket does.
+    signal.set_wakeup_fd(server.wake_fileno, warn_on_full_buffer=False)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        server.serve()
+    finally:
+        signal.set_wakeup_fd(-1)

@@ -1,0 +1,110 @@
+"""How fast a device really is: a moment of a small model with the device's own kernels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.graph.batch import Batch, Device, Program, Row
+from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import TensorInfo
+from dllama_gpu.model.spec import Architecture, ModelSpec
+
+_HEAD_DIM = 64
+_VOCAB_SIZE = 1024
+_WEIGHT_BYTES = 48 << 20  # more than most caches hold, so that memory is measured as well
+_MOST_ROWS = 64
+_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class NodeSpeed:
+    """What a device reaches with weights of one type; the meaning is that of `graph.profile.NodeProfile`."""
+
+    bytes_per_second: float
+    flops_per_second: float
+    op_seconds: float
+
+
+def measure_speed(device: Device, weight_type: FloatType) -> NodeSpeed:
+    """Runs models of zeros for about half a second: a small one for the cost of an op, then one row, then many."""
+    small = _ZeroSource(weight_type, dim=64, hidden_dim=64, n_layers=8)
+    graph = build_llama(small.spec, small.tensors, GraphOptions(max_rows=1, seq_len=32))
+    op_seconds = _best_seconds(device.compile(graph, small), 1) / len(graph.steps)
+    dim, hidden_dim = 1024, 2816
+    layer_elements = 4 * dim * dim + 3 * dim * hidden_dim
+    layer_bytes = layer_elements // weight_type.block_size * weight_type.block_bytes
+    large = _ZeroSource(weight_type, dim, hidden_dim, n_layers=max(1, _WEIGHT_BYTES // layer_bytes))
+    graph = build_llama(large.spec, large.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
+    program = device.compile(graph, large)
+    one_row, many_rows = _best_seconds(program, 1), _best_seconds(program, _MOST_ROWS)
+    flops = 2.0 * _MOST_ROWS * layer_elements * large.spec.n_layers
+    return NodeSpeed(graph.weight_bytes() / one_row, flops / many_rows, op_seconds)
+
+
+def _best_seconds(program: Program, n_rows: int) -> float:
+    """The least time of the steps of about `_SECONDS`; others were disturbed."""
+    batch = Batch.of([Row(0, 0, position, position == n_rows - 1) for position in range(n_rows)])
+    program.run(batch)
+    best, started = math.inf, time.perf_counter()
+    while True:
+        begin = time.perf_counter()
+        program.run(batch)
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if now - started >= _SECONDS:
+            return best
+
+
+class _ZeroSource:
+    """A model whose weights are all zero: kernels take the same time for every number."""
+
+    path = Path("measurement")
+
+    def __init__(self, weight_type: FloatType, dim: int, hidden_dim: int, n_layers: int) -> None:
+        self.spec = ModelSpec(
+            architecture=Architecture.LLAMA,
+            dim=dim,
+            hidden_dim=hidden_dim,
+            n_layers=n_layers,
+            n_heads=dim // _HEAD_DIM,
+            n_kv_heads=dim // _HEAD_DIM,
+            head_dim=_HEAD_DIM,
+            vocab_size=_VOCAB_SIZE,
+            max_seq_len=_MOST_ROWS,
+            weight_type=weight_type,
+            tied_embeddings=True,
+        )
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (_VOCAB_SIZE, dim), "final_norm": (dim,)}
+        for layer in range(n_layers):
+            for name in ("q", "k", "v", "o"):
+                shapes[f"layers.{layer}.{name}"] = (dim, dim)
+            for name, shape in (
+                ("gate", (hidden_dim, dim)),
+                ("up", (hidden_dim, dim)),
+                ("down", (dim, hidden_dim)),
+            ):
+                shapes[f"layers.{layer}.{name}"] = shape
+            for name in ("attention_norm", "ffn_norm"):
+                shapes[f"layers.{layer}.{name}"] = (dim,)
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, shape, weight_type if len(shape) == 2 else FloatType.F32)
+            for name, shape in shapes.items()
+        }
+
+    def read(self, name: str) -> npt.NDArray[np.uint8]:
+        info = self.tensors[name]
+        return np.zeros((info.n_rows, info.row_bytes), np.uint8)
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped."""
+
+    def close(self) -> None:
+        """Nothing is open."""

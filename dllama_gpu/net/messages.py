@@ -1,0 +1,403 @@
+"""What root and workers say to each other, except for weights and exchanges, which are raw bytes.
+
+Every message is a tagged msgspec struct in MessagePack; decoding is strict: no unknown kind, no unknown field, no other
+type. Nothing received is ever unpickled or executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch
+from dllama_gpu.graph.check import check
+from dllama_gpu.graph.graph import (
+    AllReduce,
+    Attention,
+    Broadcast,
+    Buffer,
+    Embed,
+    GatedMatmul,
+    GatherCandidates,
+    Graph,
+    KvCache,
+    Matmul,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Step,
+    TopCandidates,
+    Weight,
+)
+from dllama_gpu.graph.profile import Link
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.spec import ModelSpec
+from dllama_gpu.net.measure import NodeSpeed
+
+_KIB = 1 << 10
+_MIB = 1 << 20
+TOKEN_BYTES = 32
+"""Length of the secret that admits a connection to a session."""
+DIGEST_BYTES = 32
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages; the class name is the tag."""
+
+
+class RootHello(Message, frozen=True):
+    """A root asks for the worker. `token` names the session; `measure` lists the weights whose speed is asked for."""
+
+    release: str
+    token: bytes
+    measure: tuple[FloatType, ...]
+
+
+class PeerHello(Message, frozen=True):
+    """Node `rank` of the session `token` opens its direct connection for exchanges."""
+
+    token: bytes
+    rank: int
+
+
+class ProbeHello(Message, frozen=True):
+    """A node of the session `token` wants to measure the way to this one; Ping and Pong follow until Bye."""
+
+    token: bytes
+
+
+class Welcome(Message, frozen=True):
+    """The connection of a peer belongs to the session now."""
+
+
+class NodeReport(Message, frozen=True):
+    """What a worker offers.
+
+    `memory` is the bytes it may use (None: unknown), `speeds` what its kernels reach with weights of the types asked
+    for, `advertised` the host:port under which other nodes reach it, if not the one that the root dialled.
+    """
+
+    release: str
+    host_name: str
+    device: str
+    cpu: str
+    memory: int | None
+    speeds: dict[FloatType, NodeSpeed]
+    advertised: str | None
+
+
+class Ping(Message, frozen=True):
+    """Comes back as Pong with `reply` bytes; measures round trip and bandwidth."""
+
+    payload: bytes
+    reply: int
+
+
+class Pong(Message, frozen=True):
+    """Answer to Ping."""
+
+    payload: bytes
+
+
+class MeasureLinks(Message, frozen=True):
+    """Asks the worker to measure the way to other workers (host, port) of the session."""
+
+    addresses: tuple[tuple[str, int], ...]
+
+
+class LinkReport(Message, frozen=True):
+    """Answer to MeasureLinks, in the same order."""
+
+    links: tuple[Link, ...]
+
+
+class PeerTable(Message, frozen=True):
+    """Where the nodes of the session are: `addresses` (host, port) by rank, rank 0 (the root) without one.
+
+    `timeout` bounds the seconds without a byte in an exchange; `link` is the slowest measured one, by which all nodes
+    choose the way of their exchanges alike.
+    """
+
+    rank: int
+    addresses: tuple[tuple[str, int] | None, ...]
+    timeout: float
+    link: Link | None
+
+
+class Connected(Message, frozen=True):
+    """The worker is connected to all other nodes."""
+
+
+class StepMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One op or exchange of a graph: the name of its class, and its fields."""
+
+    kind: str
+    fields: msgspec.Raw
+
+
+class GraphMessage(Message, frozen=True):
+    """The worker's share of the model. `wire` is the number format of exchanges."""
+
+    model: str
+    spec: ModelSpec
+    wire: FloatType
+    buffers: tuple[Buffer, ...]
+    caches: tuple[KvCache, ...]
+    weights: tuple[Weight, ...]
+    steps: tuple[StepMessage, ...]
+    max_rows: int
+    n_slots: int
+    seq_len: int
+
+
+class SliceHashes(Message, frozen=True):
+    """BLAKE2b digests of the weights' slices, in the order in which they first appear in the graph."""
+
+    digests: tuple[bytes, ...]
+
+
+class SliceWanted(Message, frozen=True):
+    """Slices (index, first byte) that the worker does not have; the root sends their bytes in this order.
+
+    An empty list ends the transfer.
+    """
+
+    slices: tuple[tuple[int, int], ...]
+
+
+class Loading(Message, frozen=True):
+    """The worker is at work on its weights: bytes `done` of `total` since the last change of stage."""
+
+    done: int
+    total: int
+
+
+class Ready(Message, frozen=True):
+    """The weights are loaded; steps may come."""
+
+
+class StepBatch(Message, frozen=True):
+    """A batch; columns are little-endian int32, temperatures float32."""
+
+    tokens: bytes
+    slots: bytes
+    positions: bytes
+    logit_rows: bytes
+    temperatures: bytes
+
+
+class FetchLogits(Message, frozen=True):
+    """Asks for the first rows of this node's logits of the last step; raw float32 (n_rows, width) follows."""
+
+    n_rows: int
+
+
+class FetchStatistics(Message, frozen=True):
+    """Asks for NodeStatistics."""
+
+
+class NodeStatistics(Message, frozen=True):
+    """What a node did since its weights were loaded.
+
+    Of the `step_seconds` of its `n_steps` steps, `exchange_seconds` went into exchanges, and of these
+    `waiting_seconds` into waiting for other nodes to begin to send. Bytes are those of exchanges.
+    """
+
+    n_steps: int
+    step_seconds: float
+    exchange_seconds: float
+    waiting_seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+    @property
+    def compute_seconds(self) -> float:
+        """Spent on the node's own share."""
+        return self.step_seconds - self.exchange_seconds
+
+
+class Bye(Message, frozen=True):
+    """The root needs the worker no longer."""
+
+
+class Failure(Message, frozen=True):
+    """Why the sender gives up. `lost_rank` is the node that left, where that is the reason."""
+
+    sentence: str
+    lost_rank: int | None = None
+
+
+AnyMessage = (
+    RootHello
+    | PeerHello
+    | ProbeHello
+    | Welcome
+    | NodeReport
+    | Ping
+    | Pong
+    | MeasureLinks
+    | LinkReport
+    | PeerTable
+    | Connected
+    | GraphMessage
+    | SliceHashes
+    | SliceWanted
+    | Loading
+    | Ready
+    | StepBatch
+    | FetchLogits
+    | FetchStatistics
+    | NodeStatistics
+    | Bye
+    | Failure
+)
+
+# Largest encodings in bytes; graphs of the largest models with many experts stay well below theirs.
+_LIMITS: dict[type[Message], int] = {
+    Ping: 4 * _MIB + _KIB,
+    Pong: 4 * _MIB + _KIB,
+    PeerTable: 64 * _KIB,
+    MeasureLinks: 64 * _KIB,
+    LinkReport: 64 * _KIB,
+    GraphMessage: 64 * _MIB,
+    SliceHashes: 16 * _MIB,
+    SliceWanted: 16 * _MIB,
+    StepBatch: 4 * _MIB,
+}
+_USUAL_LIMIT = 8 * _KIB
+_LONGEST_SENTENCE = 1000
+MAX_PING_BYTES = 4 * _MIB
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def size_limit(kind: type[Message]) -> int:
+    """Bytes that an encoded message of this kind may have."""
+    return _LIMITS.get(kind, _USUAL_LIMIT)
+
+
+def encode(message: Message) -> bytes:
+    """The message's bytes."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
+    """The message in `data`. Raises DllamaError when it is none, or larger than its kind may be."""
+    try:
+        message: AnyMessage = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise DllamaError(f"a message cannot be understood ({printable(str(error), 200)})") from None
+    limit = size_limit(type(message))
+    if len(data) > limit:
+        raise DllamaError(f"a {type(message).__name__} message has {len(data)} bytes, more than the {limit} allowed")
+    return message
+
+
+def printable(text: str, limit: int = _LONGEST_SENTENCE) -> str:
+    """Text of another node, safe to show: one line, no control characters, not endless."""
+    shown = "".join(character if character.isprintable() else "?" for character in text[:limit])
+    return shown + ("…" if len(text) > limit else "")
+
+
+_STEP_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        Embed,
+        RopeAngles,
+        RmsNorm,
+        Matmul,
+        GatedMatmul,
+        RopeStore,
+        Attention,
+        TopCandidates,
+        AllReduce,
+        Broadcast,
+        GatherCandidates,
+    )
+}
+
+
+def graph_message(graph: Graph, model: str, spec: ModelSpec, wire: FloatType) -> GraphMessage:
+    """A graph as a message."""
+    return GraphMessage(
+        model=model,
+        spec=spec,
+        wire=wire,
+        buffers=graph.buffers,
+        caches=graph.caches,
+        weights=graph.weights,
+        steps=tuple(StepMessage(type(step).__name__, msgspec.Raw(_encoder.encode(step))) for step in graph.steps),
+        max_rows=graph.max_rows,
+        n_slots=graph.n_slots,
+        seq_len=graph.seq_len,
+    )
+
+
+def read_graph(message: GraphMessage) -> Graph:
+    """The graph in a message, checked. Raises DllamaError when it is unsound or has a step of an unknown kind."""
+    graph = Graph(
+        buffers=message.buffers,
+        caches=message.caches,
+        weights=message.weights,
+        steps=tuple(_read_step(number, step) for number, step in enumerate(message.steps)),
+        vocab_size=message.spec.vocab_size,
+        max_rows=message.max_rows,
+        n_slots=message.n_slots,
+        seq_len=message.seq_len,
+    )
+    check(graph)
+    return graph
+
+
+def _read_step(number: int, message: StepMessage) -> Step:
+    kind = _STEP_TYPES.get(message.kind)
+    if kind is None:
+        raise DllamaError(f"unsound graph: step {number} is of the unknown kind {printable(message.kind, 40)}")
+    try:
+        step: Step = msgspec.msgpack.decode(message.fields, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        problem = printable(str(error), 200)
+        raise DllamaError(f"unsound graph: step {number} ({message.kind}) cannot be understood ({problem})") from None
+    return step
+
+
+def batch_message(batch: Batch) -> StepBatch:
+    """A batch as a message."""
+    return StepBatch(
+        tokens=batch.tokens.astype("<i4").tobytes(),
+        slots=batch.slots.astype("<i4").tobytes(),
+        positions=batch.positions.astype("<i4").tobytes(),
+        logit_rows=batch.logit_rows.astype("<i4").tobytes(),
+        temperatures=batch.temperatures.astype("<f4").tobytes(),
+    )
+
+
+def read_batch(message: StepBatch) -> Batch:
+    """The batch in a message, its columns consistent; whether it fits a graph is for `Batch.check` to say.
+
+    Raises DllamaError when columns differ in length or logit rows are not in ascending order.
+    """
+    batch = Batch(
+        tokens=_column(message.tokens),
+        slots=_column(message.slots),
+        positions=_column(message.positions),
+        logit_rows=_column(message.logit_rows),
+        temperatures=_column(message.temperatures).view(np.float32),
+    )
+    n_rows, n_logit_rows = len(batch.tokens), len(batch.logit_rows)
+    if not len(batch.slots) == len(batch.positions) == n_rows or len(batch.temperatures) != n_logit_rows:
+        raise DllamaError("a batch has columns of different lengths")
+    if np.any(np.diff(batch.logit_rows) <= 0) or not np.all(np.isfinite(batch.temperatures)):
+        raise DllamaError("a batch has logit rows out of order or temperatures that are no numbers")
+    return batch
+
+
+def _column(data: bytes) -> npt.NDArray[np.int32]:
+    if len(data) % 4:
+        raise DllamaError(f"a column of a batch has {len(data)} bytes, no multiple of 4")
+    return np.frombuffer(data, "<i4").astype(np.int32, copy=False)
