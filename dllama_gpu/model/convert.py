@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.model import m_format
 from dllama_gpu.model.codecs import QuantizationMethod, dequantize, quantize, row_chunks
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFileWriter
@@ -16,6 +17,13 @@ Progress = Callable[[int, int], None]
 """Told (bytes written, bytes in all) after each piece."""
 
 _PIECE_ELEMENTS = 1 << 22  # the pieces' numbers, 16 MiB as float32, bound the memory needed
+
+
+def converted_size(source: ModelSource, out_path: Path, weight_type: FloatType) -> int:
+    """Bytes of the tensors that `convert_gguf_to_m` writes. Raises DllamaError when the format cannot express them."""
+    spec = replace(source.spec, weight_type=weight_type, tied_embeddings=False)
+    m_format.header_from_spec(spec, out_path)
+    return m_format.tensors_size(spec)
 
 
 def convert_gguf_to_m(

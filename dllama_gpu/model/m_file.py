@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Mapping
@@ -139,7 +140,7 @@ class MFileWriter:
         try:
             self._file: BinaryIO = self._partial_path.open("xb")
         except OSError as error:
-            raise DllamaError(f"{self._partial_path} cannot be created ({error.strerror or error})") from error
+            raise DllamaError(f"{self.path} cannot be created ({error.strerror or error})") from error
         self._put(struct.pack("<II", m_format.MAGIC, 8 + 8 * len(pairs)))
         for key, value in pairs:
             self._put(struct.pack("<ii", key, value))
@@ -185,7 +186,7 @@ class MFileWriter:
             self._file.write(data)
         except OSError as error:
             self._discard()
-            raise DllamaError(f"{self._partial_path} cannot be written ({error.strerror or error})") from error
+            raise self._refused(error) from error
 
     def _finish(self) -> None:
         if self._index < len(self._layout):
@@ -197,7 +198,15 @@ class MFileWriter:
             self._file.close()
             self._partial_path.replace(self.path)
         except OSError as error:
-            raise DllamaError(f"{self.path} cannot be written ({error.strerror or error})") from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> DllamaError:
+        """What is told of a write that failed: the file that was wanted, not the passing one."""
+        if error.errno == errno.ENOSPC:
+            return DllamaError(
+                f"the disk became full while {self.path} was written; free some space, or give a folder on another disk"
+            )
+        return DllamaError(f"{self.path} cannot be written ({error.strerror or error})")
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # a buffered rest may not fit on the disk, but it is not wanted any more

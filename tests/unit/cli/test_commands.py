@@ -153,6 +153,7 @@ def test_a_conversion_that_reads_back_otherwise_is_a_failure(
     done = run("convert", "gguf", tiny_gguf, tmp_path / "out.m", tmp_path / "out.t")
     assert done.status == 1
     assert "of the tensor head reads back with an error of" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])

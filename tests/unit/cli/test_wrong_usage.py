@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,13 +179,53 @@ def test_a_conversion_of_what_is_no_gguf_file(run: Run, tiny: TinyModel, tmp_pat
 
 def test_a_conversion_into_a_folder_that_is_not_there(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
     sentence = refused(run, "convert", "gguf", tiny_gguf, tmp_path / "none" / "a.m", tmp_path / "a.t")
-    assert "cannot be created" in sentence
+    assert f"there is no folder {tmp_path / 'none'}" in sentence
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_conversion_onto_its_own_input(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
     before = tiny_gguf.read_bytes()
-    assert "is the model to convert itself" in refused(run, "convert", "gguf", tiny_gguf, tiny_gguf, tmp_path / "a.t")
-    done = run("convert", "gguf", tiny_gguf, tmp_path / "a.m", tiny_gguf)
-    assert done.status == 2
-    assert "is the model to convert itself" in done.err
+    for targets in ((tiny_gguf, tmp_path / "a.t"), (tmp_path / "a.m", tiny_gguf)):
+        sentence = refused(run, "convert", "gguf", tiny_gguf, *targets, "--force", status=2)
+        assert "is the model to convert itself" in sentence
     assert tiny_gguf.read_bytes() == before
+
+
+def test_a_conversion_onto_a_folder(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.t").mkdir()
+    sentence = refused(run, "convert", "gguf", tiny_gguf, tmp_path / "a.m", tmp_path / "a.t", "--force")
+    assert "a.t is a folder; give the name of a file in it" in sentence
+    assert not (tmp_path / "a.m").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="this system has no /dev/null")
+def test_a_conversion_onto_a_device(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
+    sentence = refused(run, "convert", "gguf", tiny_gguf, "/dev/null", tmp_path / "a.t", "--force")
+    assert "/dev/null is a device or pipe" in sentence
+
+
+def test_a_conversion_into_a_folder_that_may_not_be_written_to(
+    run: Run, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # who runs tests may be allowed everything
+    sentence = refused(run, "convert", "gguf", tiny_gguf, tmp_path / "a.m", tmp_path / "a.t")
+    assert f"you may not write into the folder {tmp_path}" in sentence
+
+
+@pytest.mark.parametrize("name", ["a.m", "a.t"])
+def test_a_conversion_onto_a_file_that_is_there(run: Run, tiny_gguf: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("dear to someone")
+    arguments = ["convert", "gguf", tiny_gguf, tmp_path / "a.m", tmp_path / "a.t"]
+    sentence = refused(run, *arguments)
+    assert f"{name} is there already; give another name, or --force to write over it" in sentence
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "dear to someone")]
+    assert run(*arguments, "--force").status == 0
+
+
+def test_a_conversion_onto_a_disk_without_room(
+    run: Run, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    sentence = refused(run, "convert", "gguf", tiny_gguf, tmp_path / "a.m", tmp_path / "a.t")
+    assert re.search(rf"a\.m needs \d\.\d MiB, 0\.0 MiB free in {re.escape(str(tmp_path))}; free some space", sentence)
+    assert list(tmp_path.iterdir()) == []
