@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dllama_gpu.cli.arguments import Options, UsageError
@@ -14,6 +16,8 @@ from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import BufferType, Graph
 from dllama_gpu.graph.llama import GraphOptions, weight_types
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.spec import ModelSpec
 
 
@@ -38,30 +42,37 @@ def make_device(options: Options, program: str) -> Device:
     return CpuDevice(options.nthreads, pin=options.pin_threads)
 
 
+@contextmanager
 def load_program(
     model: OpenModel, device: Device, options: Options, *, seq_len: int, max_rows: int, max_logit_rows: int
-) -> LoadedProgram:
+) -> Iterator[LoadedProgram]:
     """Builds the graph for a context of `seq_len` and steps of `max_rows`, and loads its weights.
 
-    Raises DllamaError when the model cannot be run.
+    With --workers the model is spread over them; they are free again after the block. Raises DllamaError when the model
+    cannot be run or a worker cannot be had.
     """
     started = time.perf_counter()
-    graph = build_graph(
-        model.source,
-        GraphOptions(
-            max_rows=max_rows,
-            max_logit_rows=max_logit_rows,
-            seq_len=seq_len,
-            buffer_type=BufferType(options.buffer_float_type),
-        ),
+    graph_options = GraphOptions(
+        max_rows=max_rows,
+        max_logit_rows=max_logit_rows,
+        seq_len=seq_len,
+        buffer_type=BufferType(options.buffer_float_type),
     )
-    _describe(model, graph, device)
-    with progress("loading weights", "bytes") as advance:
-        program = device.compile(graph, model.source, advance)
-    return LoadedProgram(program, time.perf_counter() - started)
+    graph = build_graph(model.source, graph_options)
+    _describe(model, graph, device, alone=options.workers is None)
+    if options.workers is None:
+        with progress("loading weights", "bytes") as advance:
+            program: Program = device.compile(graph, model.source, advance)
+        yield LoadedProgram(program, time.perf_counter() - started)
+        return
+
+    from dllama_gpu.cli.cluster import load_cluster
+
+    with load_cluster(model.source, device, options, graph_options) as cluster_program:
+        yield LoadedProgram(cluster_program, time.perf_counter() - started)
 
 
-def _describe(model: OpenModel, graph: Graph, device: Device) -> None:
+def _describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> None:
     note("model", f"{model.source.path.name}: {_shape(model.spec)}")
     types = sorted(weight_types(graph).items(), key=lambda item: -item[1])
     parts = ", ".join(f"{float_type.value} {size_text(size)}" for float_type, size in types)
@@ -72,13 +83,23 @@ def _describe(model: OpenModel, graph: Graph, device: Device) -> None:
         f"KV cache {size_text(graph.kv_cache_bytes())}",
     )
     note("device", device.name)
+    if isinstance(model.source, GgufFile) and model.source.converted_types:
+        note("converting", _conversion(model.source.converted_types))
     needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), available_memory()
-    if available is not None and needed > available:
+    if alone and available is not None and needed > available:
         note(
             "warning",
             f"weights and KV cache take {size_text(needed)}, but only {size_text(available)} of memory are free; the "
             "system may become slow or end this program",
         )
+
+
+def _conversion(types: Mapping[str, FloatType]) -> str:
+    what = ", ".join(f"{name} to {becomes.value}" for name, becomes in sorted(types.items()))
+    return (
+        f"{what} at every start, which makes it slower and takes more memory than the file has; "
+        "a Q4_0 or Q8_0 file of this model is loaded as it is"
+    )
 
 
 def _shape(spec: ModelSpec) -> str:

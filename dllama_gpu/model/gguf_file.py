@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
@@ -92,6 +93,15 @@ class GgufFile:
         """All tensors by canonical name, in file order."""
         return MappingProxyType(self._tensors)
 
+    @property
+    def converted_types(self) -> Mapping[str, FloatType]:
+        """GGML types of matrices that every `read` converts, by their names (`Q4_K`), and what they become."""
+        return {
+            tensor.ggml_type.name: self._tensors[name].float_type
+            for name, tensor in self._stored.items()
+            if len(tensor.shape) > 1 and tensor.ggml_type not in _KEPT_TYPES
+        }
+
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """One tensor's blocks as uint8 [n_rows, row_bytes]: a view, or a converted copy. Raises KeyError if unknown."""
         info = self._tensors[name]
@@ -100,12 +110,16 @@ class GgufFile:
         if _KEPT_TYPES.get(tensor.ggml_type) is info.float_type:
             return raw
         converted = np.empty((info.n_rows, info.row_bytes), dtype=np.uint8)
-        for rows in row_chunks(info.n_rows, info.n_columns):
-            values = _to_float32(raw[rows], tensor.ggml_type)
-            try:
-                converted[rows] = quantize(values, info.float_type)
-            except DllamaError as error:
-                raise DllamaError(f"{self.path}: the tensor {tensor.name} is damaged: {error}") from error
+
+        def convert(rows: slice) -> None:
+            converted[rows] = quantize(_to_float32(raw[rows], tensor.ggml_type), info.float_type)
+
+        try:
+            with ThreadPoolExecutor() as pool:  # NumPy lets other threads run while it computes
+                for _ in pool.map(convert, row_chunks(info.n_rows, info.n_columns)):
+                    pass
+        except DllamaError as error:
+            raise DllamaError(f"{self.path}: the tensor {tensor.name} is damaged: {error}") from error
         return converted
 
     def release(self, name: str) -> None:

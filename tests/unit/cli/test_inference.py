@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.generation import Generation, GenerationRequest
@@ -14,6 +15,7 @@ from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
 from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.graph.llama import GraphOptions
 from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
+from tests.support.models import write_random_gguf
 from tests.support.tiny import TinyModel
 from tests.unit.cli.conftest import Run, Terminal
 
@@ -98,6 +100,20 @@ def test_a_gguf_file_needs_no_tokenizer(run: Run, tiny_gguf: Path) -> None:
     done = run("inference", "--model", tiny_gguf, "--prompt", "the", "--steps", 5, "--device", "cpu")
     assert done.status == 0
     assert done.value("prefill").startswith("2 tokens")  # "th", "e"
+
+
+def test_what_is_converted_at_each_start_is_told_before_loading(
+    run: Run, tiny: TinyModel, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.gguf"
+    sizes = {"dim": 64, "hidden_dim": 96, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 288}
+    write_random_gguf(path, **sizes, max_seq_len=64, ggml_type=GGMLQuantizationType.Q5_0, seed=1)
+    common = ["--tokenizer", tiny.tokenizer, "--prompt", "x", "--steps", 2]
+    done = run("inference", "--model", path, *common)
+    assert done.status == 0
+    assert done.value("converting").startswith("Q5_0 to q80 at every start, which makes it slower")
+    assert "a Q4_0 or Q8_0 file" in done.value("converting")
+    assert "converting" not in run("inference", "--model", tiny_gguf, *common).err
 
 
 def test_a_chat_wraps_the_prompt_in_the_models_template(run: Run, tiny: TinyModel) -> None:

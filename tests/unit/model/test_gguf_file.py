@@ -12,11 +12,18 @@ import pytest
 from gguf import GGMLQuantizationType as GgmlType
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.model.codecs import dequantize
+from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
-from tests.support.models import add_llama_metadata, gguf_name, random_tensors, small_spec, write_gguf_file
+from tests.support.models import (
+    add_llama_metadata,
+    gguf_name,
+    random_tensors,
+    small_spec,
+    write_gguf_file,
+    write_random_gguf,
+)
 
 SPEC = small_spec(
     dim=256, hidden_dim=512, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=64, vocab_size=40, max_seq_len=128,
@@ -368,3 +375,13 @@ def test_a_damaged_scale_is_reported_with_its_tensor(tmp_path: Path) -> None:
         file.write(np.float16(np.inf).tobytes())
     with pytest.raises(DllamaError, match=r"the tensor blk\.1\.ffn_up\.weight is damaged: row 0"):
         GgufFile(path).read("layers.1.up")
+
+
+def test_a_large_tensor_is_converted_row_by_row_in_its_place(tmp_path: Path) -> None:
+    sizes = {"dim": 256, "hidden_dim": 64, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 2000}
+    write_random_gguf(tmp_path / "a.gguf", **sizes, max_seq_len=32, ggml_type=gguf.GGMLQuantizationType.Q5_1, seed=2)
+    source = GgufFile(tmp_path / "a.gguf")
+    assert source.converted_types == {"Q5_1": FloatType.Q80}
+    stored = next(t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors if t.name == "token_embd.weight")
+    values = gguf.quants.dequantize(stored.data, stored.tensor_type)
+    assert np.array_equal(source.read("embedding"), quantize(values, FloatType.Q80))
