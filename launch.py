@@ -1,4 +1,4 @@
-"""Gets a model by name and runs it: `python3 launch.py`, nothing else needed.
+"""Gets a model by name and runs it, or one that is there by its path: `python3 launch.py`, nothing else needed.
 
 The first start makes an environment, builds the package and downloads the model; later ones begin within seconds.
 """
@@ -9,12 +9,14 @@ if sys.version_info < (3, 10):  # noqa: UP036 (an older Python gets a sentence, 
     sys.exit(f"dllama-gpu needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher.catalogue import CATALOGUE, DEFAULT_MODEL, ModelEntry, UnknownModelError, find_model
+from launcher.catalogue import CATALOGUE, DEFAULT_MODEL, ModelEntry, UnknownModelError, entry_of_file, find_model
 from launcher.console import Console
 from launcher.environment import Environment, ensure_installed, ensure_python, environment_of
 from launcher.guard import guarded
@@ -24,7 +26,11 @@ _ROOT = Path(__file__).resolve().parent
 _MODELS = _ROOT / "models"
 _DEFAULT_STEPS = 128
 _SECONDS_TO_END = 10
-_SIGNAL_HINTS = {9: ", probably by the system for want of memory; try a smaller --max-seq-len behind --"}
+_LARGEST_NUMBER = (1 << 31) - 1
+_SIGNAL_HINTS = {
+    "SIGKILL": ", probably by the system for want of memory; try a smaller --max-seq-len behind --",
+    "SIGBUS": ": the model file was cut short, or its disk went away, while it was read; check that it is complete",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,9 +40,12 @@ def main(arguments: Sequence[str]) -> int:
         _print_catalogue()
         return 0
     try:
-        entry = find_model(options.model)
+        entry, folder = choose_model(options.model)
     except UnknownModelError as error:
         print(error, file=sys.stderr)
+        return 2
+    if folder is not None and options.download_only:
+        print(f"{options.model} is a file that is here already; --download-only takes a name.", file=sys.stderr)
         return 2
     console = Console()
     environment = environment_of(_ROOT)
@@ -44,13 +53,28 @@ def main(arguments: Sequence[str]) -> int:
         ensure_python(environment, console, assume_yes=options.yes)
     else:
         ensure_installed(environment, (), console, assume_yes=options.yes)
-    folder = ensure_model(_MODELS, entry, environment.python, console)
+    if folder is None:
+        folder = ensure_model(_MODELS, entry, environment.python, console)
     if options.download_only:
         console.say(f"{entry.name} is in {folder}")
         return 0
     command = run_command(environment, folder, entry, options, extra)
     console.say(f"$ {_shell_line(command)}")
     return 0 if options.skip_run else run(command)
+
+
+def choose_model(name: str) -> tuple[ModelEntry, Path | None]:
+    """The model of this name in the catalogue or, with the folder it is in, the file of this path.
+
+    Raises UnknownModelError when there is neither.
+    """
+    try:
+        return find_model(name), None
+    except UnknownModelError:
+        path = Path(name)
+        if not path.is_file():
+            raise
+        return entry_of_file(path), path.parent
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -85,9 +109,26 @@ def run(command: Sequence[str]) -> int:
             process.kill()
         return 130
     if status < 0:
-        print(f"The run was ended by signal {-status}{_SIGNAL_HINTS.get(-status, '')}.", file=sys.stderr)
+        print(f"The run was ended by signal {-status}{_signal_hint(-status)}.", file=sys.stderr)
         return 128 - status
     return status
+
+
+def _signal_hint(number: int) -> str:
+    """Signals have other numbers on other systems."""
+    name = signal.Signals(number).name if number in {known.value for known in signal.Signals} else ""
+    return _SIGNAL_HINTS.get(name, "")
+
+
+def _whole_number(highest: int) -> Callable[[str], int]:
+    """A type for options: a whole number from 1 to `highest`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {highest}")
+        return int(text)
+
+    return parse
 
 
 def _shell_line(command: Sequence[str]) -> str:
@@ -100,12 +141,22 @@ def _parser() -> argparse.ArgumentParser:
         description="Get a model by name and run it. The first start prepares everything; later ones take seconds.",
         epilog="What follows -- goes to `dllama-gpu inference` as it is, for example: launch.py -- --temperature 0.8",
     )
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name of --list (default: %(default)s)")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="a name of --list, or the path of a GGUF or .m file (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="list the models and end")
     parser.add_argument("--prompt", help="the text to continue (default: one that suits the model)")
-    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="tokens to write (default: %(default)s)")
-    parser.add_argument("--nthreads", type=int, help="CPU threads to use")
-    parser.add_argument("--device", help="the device to use, for example cpu")
+    parser.add_argument(
+        "--steps",
+        type=_whole_number(_LARGEST_NUMBER),
+        default=_DEFAULT_STEPS,
+        help="tokens to write (default: %(default)s)",
+    )
+    parser.add_argument("--nthreads", type=_whole_number(os.cpu_count() or 1), help="CPU threads to use")
+    parser.add_argument("--device", choices=("auto", "cpu"), help="where to compute")
     parser.add_argument("--download-only", action="store_true", help="get the model's files, build and run nothing")
     parser.add_argument("--skip-run", action="store_true", help="make all ready and show the command, run nothing")
     parser.add_argument("-y", "--yes", action="store_true", help="install missing system packages without asking")

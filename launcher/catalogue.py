@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
 from launcher.sources import Source, WheelMember
@@ -82,7 +83,14 @@ def find_model(name: str, catalogue: tuple[ModelEntry, ...] = CATALOGUE) -> Mode
     close = difflib.get_close_matches(wanted, by_name, n=1)
     guess = f"Did you mean {by_name[close[0]].name}? " if close else ""
     names = ", ".join(entry.name for entry in catalogue)
-    raise UnknownModelError(f"There is no model called {name!r}. {guess}Known models: {names}.")
+    raise UnknownModelError(
+        f"There is no model called {name!r}. {guess}Known models: {names}; or give the path of a file."
+    )
+
+
+def entry_of_file(path: Path) -> ModelEntry:
+    """A model file that is not of the catalogue; nothing of it is fetched or verified."""
+    return ModelEntry(path.name, "a file of your own", (), path.name, prompt="Once upon a time")
 
 
 def _normalize(name: str) -> str:

@@ -24,12 +24,12 @@ def test_an_unknown_name_is_answered_with_the_closest_and_all_names() -> None:
         find_model("tiny-modle-1b", catalogue)
     assert str(caught.value) == (
         "There is no model called 'tiny-modle-1b'. Did you mean tiny_model_1b? "
-        "Known models: tiny_model_1b, large_model_8b."
+        "Known models: tiny_model_1b, large_model_8b; or give the path of a file."
     )
 
 
 def test_a_name_like_no_other_gets_no_guess() -> None:
-    with pytest.raises(DllamaError, match=r"There is no model called 'zzz'\. Known models: tiny_model_1b\."):
+    with pytest.raises(DllamaError, match=r"There is no model called 'zzz'\. Known models: tiny_model_1b;"):
         find_model("zzz", (entry_called("tiny_model_1b"),))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from dllama_gpu.cli.arguments import Parser, add_device_arguments
 from launcher.catalogue import ModelEntry
 from launcher.environment import Environment
 
@@ -82,4 +83,55 @@ def test_the_run_s_status_is_ours() -> None:
 def test_a_run_ended_by_a_signal_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert launch.run([sys.executable, "-c", program]) == 128 + signal.SIGKILL
-    assert "The run was ended by signal 9" in capfd.readouterr().err
+    assert "The run was ended by signal 9, probably by the system for want of memory" in capfd.readouterr().err
+    assert launch.run([sys.executable, "-c", program.replace("SIGKILL", "SIGBUS")]) == 128 + signal.SIGBUS
+    assert f"by signal {signal.SIGBUS.value}: the model file was cut short" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "0"], "argument --steps: '0' is not a whole number from 1 to 2147483647"),
+        (["--steps", "many"], "argument --steps: 'many' is not a whole number"),
+        (["--nthreads", "100000"], "argument --nthreads: '100000' is not a whole number from 1 to"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_made(options: list[str], said: str) -> None:
+    finished = run_launch(*options)
+    assert finished.returncode == 2
+    assert said in finished.stderr
+
+
+def test_the_devices_are_those_of_the_program() -> None:
+    program = Parser(prog="program")
+    add_device_arguments(program)
+    choices = [
+        next(action.choices for action in parser._actions if action.dest == "device")
+        for parser in (launch._parser(), program)
+    ]
+    assert choices[0] == choices[1]
+
+
+def test_a_file_is_run_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "my.gguf"
+    path.touch()
+    entry, folder = launch.choose_model(str(path))
+    assert folder == tmp_path
+    options, extra = launch.parse_arguments([str(path), "--prompt", "Hello", "--", "--tokenizer", "my.t"])
+    command = launch.run_command(Environment(Path("/p"), Path("/p/.venv")), folder, entry, options, extra)
+    assert command[1:] == [
+        *("inference", "--model", str(path), "--prompt", "Hello", "--steps", "128", "--tokenizer", "my.t")
+    ]
+
+
+def test_a_name_of_the_catalogue_is_no_file() -> None:
+    entry, folder = launch.choose_model("SmolLM2-135M-Instruct")
+    assert (entry.name, folder) == ("smollm2_135m_instruct", None)
+
+
+def test_a_file_needs_no_download(tmp_path: Path) -> None:
+    (tmp_path / "my.gguf").touch()
+    finished = run_launch(str(tmp_path / "my.gguf"), "--download-only")
+    assert finished.returncode == 2
+    assert "is a file that is here already" in finished.stderr
