@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import subprocess
 from pathlib import Path
 
 _SYSTEM = platform.system()
 _MEMORY = Path("/proc/meminfo")
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 _KIB = 1024
 
 
@@ -36,11 +39,18 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that programs can still take without swapping, None if unknown."""
+    """Bytes of memory that programs can still take without swapping, None if unknown.
+
+    In a container or a service with a limit of its own (cgroup v2), no more than what is left of that.
+    """
     if _SYSTEM == "Windows":
         status = _windows_memory()
         return None if status is None else int(status.available)
-    return _kib(_MEMORY, "MemAvailable")
+    if _SYSTEM == "Darwin":
+        return _darwin_available(_output("vm_stat"))
+    system = _kib(_MEMORY, "MemAvailable")
+    limits = _cgroup_available()
+    return min([*limits, *([] if system is None else [system])], default=None)
 
 
 def peak_memory() -> int | None:
@@ -54,6 +64,29 @@ def peak_memory() -> int | None:
 
     unit = 1 if _SYSTEM == "Darwin" else _KIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cgroup_available() -> list[int]:
+    """Bytes left below the limit of this process's cgroup and of each one around it; empty where there is no limit."""
+    relative = _field(_CGROUP_OF_PROCESS, "0").removeprefix(":").strip("/")
+    folder = _CGROUPS / relative
+    left = []
+    while True:
+        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
+        if limit.isdigit() and used.isdigit():
+            statistics = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+            # Files read once count as used, but give way to what programs need.
+            left.append(max(0, int(limit) - int(used) + int(statistics.get("inactive_file", "0"))))
+        if folder == _CGROUPS or _CGROUPS not in folder.parents:
+            return left
+        folder = folder.parent
+
+
+def _darwin_available(vm_stat: str) -> int | None:
+    """Bytes of the pages that macOS' `vm_stat` counts as free or given up first."""
+    size = re.search(r"page size of (\d+) bytes", vm_stat)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable): +(\d+)\.", vm_stat, re.MULTILINE)
+    return int(size[1]) * sum(map(int, pages)) if size and pages else None
 
 
 def _text(path: Path) -> str:
@@ -78,8 +111,13 @@ def _kib(path: Path, name: str) -> int | None:
 
 
 def _sysctl(name: str) -> str:
+    return _output("sysctl", "-n", name)
+
+
+def _output(*command: str) -> str:
+    """What a program of the system prints; nothing where it is missing or hangs."""
     try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
