@@ -30,7 +30,8 @@ def smollm2_gguf() -> Path:
     path = Path(os.environ.get("DLLAMA_GPU_TEST_MODEL", _DEFAULT_MODEL))
     if not path.is_file():
         pytest.fail(
-            f"the test model {path} is missing; run scripts/bootstrap, or set DLLAMA_GPU_TEST_MODEL to its path"
+            f"the test model {path} is missing; run `python3 launch.py --download-only`, or set DLLAMA_GPU_TEST_MODEL "
+            "to its path"
         )
     return path
 

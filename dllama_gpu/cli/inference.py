@@ -14,6 +14,7 @@ from dllama_gpu.cli.arguments import (
     add_model_arguments,
     whole_number,
 )
+from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_text
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
@@ -75,6 +76,7 @@ def add_arguments(parser: Parser) -> None:
     text.add_argument("--no-benchmark", action="store_true", help="do not print how fast it was")
     add_sampling_arguments(parser)
     add_device_arguments(parser)
+    add_cluster_arguments(parser)
 
 
 def run(options: Options) -> int:
@@ -83,6 +85,7 @@ def run(options: Options) -> int:
     if (options.system is not None or options.chat_template is not None) and not options.chat:
         raise UsageError("--system and --chat-template say how to ask with --chat; add it", PROGRAM)
     check_chat_template(options.chat_template)
+    check_cluster_options(options, PROGRAM)
     prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
 
     from dllama_gpu.cli.loading import load_program, make_device
@@ -95,30 +98,30 @@ def run(options: Options) -> int:
         if not ids and options.prompt_file is None:
             raise UsageError(EMPTY_PROMPT, PROGRAM)
         seq_len = generation_seq_len(model.spec, len(ids), options.steps, options.max_seq_len)
-        loaded = load_program(
+        with load_program(
             model,
             device,
             options,
             seq_len=seq_len,
             max_rows=min(options.prefill_chunk, len(ids)),
             max_logit_rows=1,
-        )
-        note("sampling", describe_sampling(sampling))
-        blank_line()
-        request = GenerationRequest(
-            prompt=ids,
-            max_tokens=options.steps,
-            sampling=sampling,
-            end_ids=frozenset() if options.ignore_eos else frozenset(model.tokenizer.eos_ids),
-            n_known_ids=model.tokenizer.vocab_size,
-        )
-        generation = Generation(loaded.program, request)
-        try:
-            print_text(generation, model.tokenizer, shown_prompt="" if options.chat else prompt)
-        except KeyboardInterrupt:
-            if not options.no_benchmark:
-                print_benchmark(generation.statistics, "stopped by Ctrl-C", loaded.seconds)
-            return INTERRUPTED
+        ) as loaded:
+            note("sampling", describe_sampling(sampling))
+            blank_line()
+            request = GenerationRequest(
+                prompt=ids,
+                max_tokens=options.steps,
+                sampling=sampling,
+                end_ids=frozenset() if options.ignore_eos else frozenset(model.tokenizer.eos_ids),
+                n_known_ids=model.tokenizer.vocab_size,
+            )
+            generation = Generation(loaded.program, request)
+            try:
+                print_text(generation, model.tokenizer, shown_prompt="" if options.chat else prompt)
+            except KeyboardInterrupt:
+                if not options.no_benchmark:
+                    print_benchmark(generation.statistics, "stopped by Ctrl-C", loaded.seconds)
+                return INTERRUPTED
     if not options.no_benchmark:
         print_benchmark(generation.statistics, describe_end(generation.finish_reason, seq_len), loaded.seconds)
     return SUCCESS

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllama_gpu.cli.arguments import Options, Parser, add_device_arguments, add_model_arguments, whole_number
+from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.display import progress
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
 from dllama_gpu.cli.text_file import read_text
@@ -31,10 +32,12 @@ def add_arguments(parser: Parser) -> None:
         "--window", type=whole_number(2), default=512, metavar="N", help="tokens in a window (default: %(default)s)"
     )
     add_device_arguments(parser)
+    add_cluster_arguments(parser)
 
 
 def run(options: Options) -> int:
     """Measures and prints."""
+    check_cluster_options(options, PROGRAM)
     text = read_text(options.file)
 
     from dllama_gpu.cli.loading import load_program, make_device
@@ -48,17 +51,19 @@ def run(options: Options) -> int:
         window = windows(len(ids), options.window)[0]
         check_window(window, model.spec.max_seq_len)
         seq_len = len(window) - 1
-        loaded = load_program(
-            model,
-            device,
-            options,
-            seq_len=seq_len,
-            max_rows=min(seq_len, _MAX_ROWS),
-            max_logit_rows=min(seq_len, _MAX_ROWS),
-        )
         latest: list[PerplexityResult] = []
         status = SUCCESS
-        with progress("predicting", "windows") as advance:
+        with (
+            load_program(
+                model,
+                device,
+                options,
+                seq_len=seq_len,
+                max_rows=min(seq_len, _MAX_ROWS),
+                max_logit_rows=min(seq_len, _MAX_ROWS),
+            ) as loaded,
+            progress("predicting", "windows") as advance,
+        ):
 
             def report(result: PerplexityResult, n_windows: int) -> None:
                 latest[:] = [result]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from dllama_gpu.cli.arguments import Options, Parser, UsageError, whole_number
+from dllama_gpu.cli.cluster_options import byte_size
 from dllama_gpu.cli.display import note, size_text
 from dllama_gpu.cli.failures import SUCCESS
 
@@ -26,16 +25,6 @@ The root is any command with --workers HOST:PORT …. One root is served at a ti
 received once are kept in a cache, so that the next start is quick. Ctrl-C ends the worker."""
 
 _DEFAULT_PORT = 9999
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def byte_size(text: str) -> int:
-    """A type for options: bytes, with K, M, G or T for powers of 1024 (`1.5G`, `512MiB`)."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and len(text) < 32 else 0
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0, such as 512M or 1.5G")
-    return size
 
 
 def add_arguments(parser: Parser) -> None:

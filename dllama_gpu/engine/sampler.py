@@ -152,7 +152,7 @@ def _weights(logits: npt.NDArray[np.floating], best: float, temperature: float) 
 
 def _largest(logits: Weights, count: int) -> npt.NDArray[np.int64]:
     """Ids of the `count` largest logits, largest first, lowest id first among equals."""
-    ids = np.arange(len(logits))
+    ids: npt.NDArray[np.int64] = np.arange(len(logits))
     if count < len(logits):
         threshold = np.partition(logits, -count)[-count]
         ids = np.flatnonzero(logits >= threshold)

@@ -120,7 +120,7 @@ def q40_absmax_scales(blocks: Floats) -> Floats:
     """
     largest = blocks.max(axis=1)
     smallest = blocks.min(axis=1)
-    scales: Floats = np.where(-smallest > largest, smallest, largest) / np.float32(-8)
+    scales: Floats = (np.where(-smallest > largest, smallest, largest) / np.float32(-8)).astype(np.float32)
     return scales
 
 
@@ -160,7 +160,7 @@ def _decode_q41(raw: Bytes) -> Floats:
 
 
 def _encode_q80(blocks: Floats) -> Bytes:
-    scales: Floats = np.abs(blocks).max(axis=1) / np.float32(127)
+    scales: Floats = (np.abs(blocks).max(axis=1) / np.float32(127)).astype(np.float32)
     quants = np.rint(blocks * reciprocal(scales)[:, None]).astype(np.int8)
     return np.concatenate([_halves_to_bytes(scales), quants.view(np.uint8)], axis=1)
 

@@ -1,0 +1,124 @@
+"""Running a model on a cluster as commands do it: connect, plan, load, and say who did what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.display import blank_line, note, progress, size_text
+from dllama_gpu.engine.loading import build_graph
+from dllama_gpu.engine.machine import available_memory
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.advice import consult
+from dllama_gpu.graph.batch import Device
+from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.profile import PlanOptions
+from dllama_gpu.graph.shard import Shard, Span, shard_by_ratio
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import ModelSource
+from dllama_gpu.net.cluster import ROOT, Cluster
+from dllama_gpu.net.cluster_program import ClusterProgram
+from dllama_gpu.net.key import read_key
+from dllama_gpu.net.measure import measure_speed
+from dllama_gpu.net.messages import NodeStatistics
+from dllama_gpu.net.store import default_folder
+
+_PLENTY = 1 << 62
+
+
+@contextmanager
+def load_cluster(
+    source: ModelSource, device: Device, options: Options, graph_options: GraphOptions
+) -> Iterator[ClusterProgram]:
+    """Spreads the model over this node and the workers that `options` name; lets them go after the block.
+
+    What each node did is written to standard error at the end. Raises DllamaError naming the worker that cannot be had
+    or was lost, or saying how much memory is missing.
+    """
+    key, warning = read_key(options.key_file, os.environ)
+    if warning is not None:
+        note("warning", warning)
+    measured = () if options.ratio is not None else (source.spec.weight_type,)
+    note("cluster", f"connecting to {', '.join(options.workers)}" + (", measuring nodes and links" if measured else ""))
+    with Cluster.connect(options.workers, key=key, timeout=options.worker_timeout, measure=measured) as cluster:
+        wire = FloatType(options.buffer_float_type)
+        shards = _shards(source, device, options, graph_options, cluster, wire)
+        graphs = [build_graph(source, graph_options, shard) for shard in shards]
+        names = [ROOT, *(str(worker.address) for worker in cluster.workers)]
+        for name, shard, graph in zip(names, shards, graphs, strict=True):
+            note("share", _describe_share(name, shard, graph))
+        with progress("loading weights", "bytes") as advance:
+            program = cluster.load(source, graphs, device, wire=wire, cache_folder=default_folder(), progress=advance)
+        summary = cluster.load_summary
+        note(
+            "sent",
+            f"{size_text(summary.sent_bytes)} of the {size_text(summary.worker_bytes)} that the workers hold"
+            + ("; the rest was in their caches" if summary.sent_bytes < summary.worker_bytes else ""),
+        )
+        yield program
+        _report(names, program.statistics())
+
+
+def _shards(
+    source: ModelSource,
+    device: Device,
+    options: Options,
+    graph_options: GraphOptions,
+    cluster: Cluster,
+    wire: FloatType,
+) -> Sequence[Shard]:
+    """Shares as --ratio says or as the planner finds them; what it expects and advises goes to standard error."""
+    spec = source.spec
+    if options.ratio is not None:
+        return shard_by_ratio(spec, options.ratio)
+    memory = options.max_memory or available_memory() or _PLENTY
+    speed = measure_speed(device, spec.weight_type)
+    outlook = consult(
+        spec,
+        source.tensors,
+        cluster.profiles(speed, memory, spec.weight_type),
+        cluster.link,
+        PlanOptions(
+            seq_len=graph_options.seq_len,
+            max_rows=graph_options.max_rows,
+            buffer_type=graph_options.buffer_type,
+            wire=wire,
+        ),
+    )
+    if outlook.advice is not None:
+        note("advice", outlook.advice)
+    if outlook.plan is None:
+        raise DllamaError(f"the model does not fit these nodes: {outlook.problem}")
+    note("expected", f"{outlook.plan.tokens_per_second:.1f} tokens/s, {outlook.plan.bottleneck} computes longest")
+    return outlook.plan.shards
+
+
+def _describe_share(name: str, shard: Shard, graph: Graph) -> str:
+    parts = (("heads", shard.heads), ("hidden", shard.hidden), ("vocabulary", shard.vocab))
+    spans = ", ".join(f"{what} {_span(span)}" for what, span in parts)
+    return f"{name}: {spans}; weights {size_text(graph.weight_bytes())}, KV cache {size_text(graph.kv_cache_bytes())}"
+
+
+def _span(span: Span) -> str:
+    return f"{span.begin}..{span.end - 1}" if span else "none"
+
+
+def _report(names: Sequence[str], statistics: Sequence[NodeStatistics]) -> None:
+    """A line a node: where the time of a step went and what crossed the network; then who was the slowest."""
+    blank_line()
+    for name, node in zip(names, statistics, strict=True):
+        steps = max(node.n_steps, 1)
+        network = node.exchange_seconds - node.waiting_seconds
+        note(
+            "node",
+            f"{name}: a step computes {1e3 * node.compute_seconds / steps:.2f} ms, "
+            f"waits {1e3 * node.waiting_seconds / steps:.2f} ms, exchanges {1e3 * network / steps:.2f} ms, "
+            f"sends {node.bytes_sent / steps / 1e3:.1f} kB, receives {node.bytes_received / steps / 1e3:.1f} kB",
+        )
+    order = sorted(range(len(names)), key=lambda rank: -statistics[rank].compute_seconds)
+    slowest, second = (statistics[rank].compute_seconds for rank in order[:2])
+    if second > 0:
+        note("slowest", f"{names[order[0]]}, by {slowest / second - 1:.0%} over {names[order[1]]}")

@@ -1,0 +1,87 @@
+"""Options of a root: which workers, how to share, the key."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+from dllama_gpu.cli.arguments import Options, Parser, UsageError, number
+
+DEFAULT_TIMEOUT = 10.0
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def byte_size(text: str) -> int:
+    """A type for options: bytes, with K, M, G or T for powers of 1024 (`1.5G`, `512MiB`)."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and len(text) < 32 else 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size above 0, such as 512M or 1.5G")
+    return size
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """A type for options: shares of the nodes, `4,1,1`, at least one of them above 0."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 4,1,1") from None
+    if not all(math.isfinite(share) and share >= 0 for share in found) or not any(found):
+        raise argparse.ArgumentTypeError(f"{text!r} needs numbers from 0 up, at least one above 0")
+    return found
+
+
+def seconds(text: str) -> float:
+    """A type for options: seconds above 0."""
+    value = number(text)
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} seconds are out of range, it must be above 0 and at most 86400")
+    return value
+
+
+def add_cluster_arguments(parser: Parser) -> None:
+    """Declares what a root must know of its workers."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--workers", nargs="+", metavar="HOST:PORT", help="share the model with these `dllama-gpu worker`s"
+    )
+    group.add_argument(
+        "--ratio",
+        type=shares,
+        metavar="R,R,…",
+        help="shares of the nodes, this one first (default: measured and planned)",
+    )
+    group.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="the key that the workers were given (default: the one in DLLAMA_GPU_KEY, if set)",
+    )
+    group.add_argument(
+        "--worker-timeout",
+        type=seconds,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="how long a worker may be silent before it counts as lost (default: 10)",
+    )
+    group.add_argument(
+        "--max-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="memory that this node's share may take, e.g. 3G (default: what is free)",
+    )
+
+
+def check_cluster_options(options: Options, program: str) -> None:
+    """Raises UsageError for options that say nothing without workers, or do not fit their number."""
+    if options.workers is None:
+        for name in ("ratio", "key_file", "max_memory"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} has a meaning with --workers only", program)
+    elif options.ratio is not None and len(options.ratio) != 1 + len(options.workers):
+        raise UsageError(
+            f"--ratio has {len(options.ratio)} shares, but there are {1 + len(options.workers)} nodes, this one first",
+            program,
+        )

@@ -1,0 +1,163 @@
+"""`dllama-gpu inference --workers …` with `dllama-gpu worker` processes, as a user starts them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dllama_gpu.cli.main import main
+from tests.support.tiny import write_tiny_gguf
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEY = "a key that is long enough"
+
+
+class WorkerCommand:
+    """`dllama-gpu worker` on a port that the system chose."""
+
+    def __init__(self, cache: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "dllama_gpu.cli.main", "worker", "--host", "127.0.0.1", "--port", "0"]
+        command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if found := re.match(r"listening +(\S+)", line):
+                self.address = found[1]
+                break
+
+    def stop(self) -> int:
+        """Ends it as Ctrl-C does and returns its exit status."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(timeout=10)
+        finally:
+            self.process.kill()
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """Starts workers with these options and gives their addresses."""
+    started: list[WorkerCommand] = []
+
+    def start(n_workers: int, *options: str) -> list[str]:
+        new = [WorkerCommand(tmp_path / f"cache{number}", *options) for number in range(n_workers)]
+        started.extend(new)
+        return [worker.address for worker in new]
+
+    yield start
+    for worker in started:
+        assert worker.stop() == 0
+
+
+def inference(model: Path, addresses: Sequence[str], *options: str) -> int:
+    arguments = ["inference", "--model", str(model), "--prompt", "the end", "--steps", "12", "--temperature", "0"]
+    arguments += ["--nthreads", "1", "--ignore-eos", "--buffer-float-type", "f32"]
+    return main([*arguments, *(["--workers", *addresses] if addresses else []), *options])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """F32 weights, so that the text must be the same."""
+    path = tmp_path / "tiny.gguf"
+    write_tiny_gguf(path)
+    return path
+
+
+def test_the_text_is_that_of_one_node_and_every_node_is_accounted_for(
+    model: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inference(model, []) == 0
+    expected = capsys.readouterr().out
+    addresses = workers(2)
+    for options in (["--ratio", "2,1,1"], []):
+        assert inference(model, addresses, *options) == 0
+        shown = capsys.readouterr()
+        assert shown.out == expected
+        for name in ("root", *addresses):
+            assert re.search(rf"^share +{re.escape(name)}: heads ", shown.err, re.MULTILINE)
+            assert re.search(rf"^node +{re.escape(name)}: a step computes ", shown.err, re.MULTILINE)
+        assert "slowest" in shown.err
+    assert "expected" in shown.err
+    assert "in their caches" in shown.err, "the second start finds its weights"
+
+
+def test_the_default_model_on_three_nodes_writes_the_text_of_one(
+    smollm2_gguf: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for addresses in ([], workers(2)):
+        arguments = ["inference", "--model", str(smollm2_gguf), "--prompt", "The capital of France is", "--steps", "16"]
+        # Sums that cross the network unrounded differ from one node's in their order alone.
+        arguments += ["--temperature", "0", "--nthreads", "1", "--buffer-float-type", "f32"]
+        assert main([*arguments, *(["--workers", *addresses, "--ratio", "5,2,2"] if addresses else [])]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "Paris" in texts[0]
+
+
+def test_perplexity_on_two_nodes(
+    model: Path, tmp_path: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the three of them and the end of the story " * 4, encoding="utf-8")
+    arguments = ["perplexity", "--model", str(model), "--file", str(text), "--window", "32", "--nthreads", "1"]
+    found = []
+    for more in ([], ["--workers", *workers(1), "--ratio", "1,1", "--buffer-float-type", "f32"]):
+        assert main([*arguments, *more]) == 0
+        found.append(float(re.search(r"perplexity +([0-9.]+)", capsys.readouterr().out)[1]))  # type: ignore[index]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_key_lets_in_those_who_know_it(
+    model: Path, tmp_path: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    for path, text in ((key, KEY), (other, KEY + "!")):
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    addresses = workers(1, "--key-file", str(key))
+    assert inference(model, addresses, "--ratio", "1,1", "--key-file", str(key)) == 0
+    capsys.readouterr()
+    for options in ([], ["--key-file", str(other)]):
+        assert inference(model, addresses, "--ratio", "1,1", *options) == 1
+        error = capsys.readouterr().err
+        assert addresses[0] in error
+        assert "key" in error
+
+
+def test_a_worker_that_is_not_there_is_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    assert inference(model, [f"127.0.0.1:{port}"]) == 1
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ratio", "1,1"], "--ratio has a meaning with --workers only"),
+        (["--key-file", "k"], "--key-file has a meaning with --workers only"),
+        (["--max-memory", "1G"], "--max-memory has a meaning with --workers only"),
+        (["--workers", "a:1", "--ratio", "1,1,1"], "--ratio has 3 shares, but there are 2 nodes"),
+        (["--workers", "a:1", "--ratio", "1,x"], "no list of numbers"),
+        (["--workers", "a:1", "--ratio", "0,0"], "at least one above 0"),
+        (["--workers", "a:1", "--worker-timeout", "0"], "out of range"),
+        (["--workers", "a:1", "--max-memory", "much"], "is not a size"),
+        (["--workers"], "expected at least one argument"),
+    ],
+)
+def test_wrong_options_of_a_root_are_usage_errors(
+    model: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert inference(model, [], *options) == 2
+    assert said in capsys.readouterr().err
