@@ -98,7 +98,9 @@ class Outline:
             raise DllamaError(f"the architecture {spec.architecture.value} cannot be run yet; llama can")
         self.spec = spec
         self._tensors = tensors
-        self._graph_options = GraphOptions(options.max_rows, options.n_slots, options.seq_len, options.buffer_type)
+        self._graph_options = GraphOptions(
+            max_rows=options.max_rows, n_slots=options.n_slots, seq_len=options.seq_len, buffer_type=options.buffer_type
+        )
         kinds = _kinds_of_layers(spec, tensors)
         self._short_spec = replace(spec, n_layers=len(kinds))
         self._short_tensors = {name: info for name, info in tensors.items() if not name.startswith("layers.")}

@@ -116,7 +116,9 @@ def test_memory_is_that_of_the_graphs_which_the_nodes_will_run(
     tensors[last_v] = replace(tensors[last_v], float_type=FloatType.F16)
     options = replace(OPTIONS, buffer_type=buffer_type, n_slots=3)
     for share in plan(spec, tensors, nodes, everywhere(), options).nodes:
-        graph = build_llama(spec, tensors, GraphOptions(8, 3, 64, buffer_type), share.shard)
+        graph = build_llama(
+            spec, tensors, GraphOptions(max_rows=8, n_slots=3, seq_len=64, buffer_type=buffer_type), share.shard
+        )
         check(graph)
         assert share.weight_bytes == graph.weight_bytes()
         assert share.kv_cache_bytes == graph.kv_cache_bytes()
