@@ -221,7 +221,7 @@ def test_a_cluster_that_only_just_holds_the_model_is_used_to_the_last() -> None:
 
 def test_a_node_too_small_for_anything_is_named() -> None:
     nodes = [node("root"), node("thermostat", gigabytes=1e-5)]
-    with pytest.raises(DoesNotFitError, match=r"thermostat has 0\.0 MB of memory"):
+    with pytest.raises(DoesNotFitError, match=r"thermostat has 10\.0 kB of memory"):
         plan(*llama_8b(), nodes, everywhere(), PlanOptions(2048))
     assert best_subset(*llama_8b(), nodes, everywhere(), PlanOptions(2048)).names == ("root",)
 
