@@ -19,8 +19,9 @@ _PROGRAM = "dllama-gpu"
 _COMMANDS = {
     "inference": "continue a prompt and say how fast it was",
     "perplexity": "measure how well a model predicts a text",
-    "worker": "lend this machine to a root elsewhere",
     "devices": "show what this machine offers and which kernels are chosen",
+    "worker": "lend this machine to a root elsewhere",
+    "plan": "say what a cluster would do with a model before anything is loaded",
     "convert": "turn a GGUF file into .m and .t files",
 }
 

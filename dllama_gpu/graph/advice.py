@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dllama_gpu.graph.division import DoesNotFitError, gigabytes
+from dllama_gpu.graph.division import DoesNotFitError, size_text
 from dllama_gpu.graph.plan import ClusterPlan, best_subset, plan
 from dllama_gpu.graph.profile import LinkBetween, NodeProfile, PlanOptions
 from dllama_gpu.model.source import TensorInfo
@@ -72,7 +72,7 @@ def capacity_advice(best: ClusterPlan, unbounded: ClusterPlan) -> str | None:
         return None
     has = {node.node.name: node.node.memory_bytes for node in best.nodes}
     short = [node for node in unbounded.nodes if node.memory_bytes > has.get(node.node.name, 0)]
-    wanted = _list([f"{node.node.name} with {gigabytes(node.memory_bytes)}" for node in short])
+    wanted = _list([f"{node.node.name} with {size_text(node.memory_bytes)}" for node in short])
     return (
         f"{_list(helpers)} only {'adds' if len(helpers) == 1 else 'add'} memory: {wanted} of memory would reach "
         f"{_speed(unbounded)} tokens/s without {'it' if len(helpers) == 1 else 'them'}, instead of {_speed(best)}"
@@ -84,7 +84,10 @@ def _reason(everyone: ClusterPlan, best: ClusterPlan, them: str) -> str:
     added = 1000 * (everyone.exchange_seconds - best.exchange_seconds)
     each = 1000 * everyone.exchange_seconds / everyone.n_exchanges
     if saved <= 0:
-        return f"computing a token takes {-saved:.1f} ms longer with {them}"
+        return (
+            f"{them} included, computing a token takes {abs(saved):.2f} ms longer and exchanges {added:.1f} ms "
+            f"({each:.2f} ms each)"
+        )
     return (
         f"for a token {'its share saves' if them == 'it' else 'their shares save'} {saved:.1f} ms of computing and "
         f"cost{'s' if them == 'it' else ''} {added:.1f} ms of exchanges, which take {each:.2f} ms each"

@@ -32,7 +32,7 @@ else:
     import tomli as tomllib
 
 _LARGEST_FILE = 1 << 20
-_NUMBER = re.compile(r"\s*(\d{1,15}(?:\.\d{0,15})?)\s*(\S+)\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*(\d{1,15}(?:\.\d{0,15})?)\s*([^\s\d.]\S*)\s*", re.ASCII)
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _BYTES_PER_SECOND = {f"{unit}/s": factor for unit, factor in _BYTES.items()}
 _BITS_PER_SECOND = {"kb/s": 125.0, "Mb/s": 125e3, "Gb/s": 125e6}
@@ -132,12 +132,13 @@ def _quantity(table: Mapping[str, Any], key: str, where: str) -> float:
     if key not in table:
         raise DllamaError(f"{where} has no {key}; write {example}")
     value = table[key]
+    found = f"{where} has {key} = {value!r:.60}"
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise DllamaError(f"{where} has {key} = {value!r}; wanted is a number from 0 up with its unit, like {example}")
+        raise DllamaError(f"{found}; wanted is a number from 0 up with its unit, like {example}")
     number, unit = match.groups()
     if unit not in units:
-        raise DllamaError(f"{where} has {key} = {value!r}; its unit must be one of {', '.join(units)}")
+        raise DllamaError(f"{found}; its unit must be one of {', '.join(units)}")
     return float(number) * units[unit]
 
 

@@ -222,7 +222,7 @@ class _Division:
         for i, node in enumerate(self.nodes):
             if (short := -self.budget(i)) > 0:
                 raise DoesNotFitError(
-                    f"{node.name} has {gigabytes(node.memory_bytes)} of memory, {gigabytes(short)} less than a node "
+                    f"{node.name} has {size_text(node.memory_bytes)} of memory, {size_text(short)} less than a node "
                     "needs before it gets any share; leave it out"
                 )
 
@@ -235,15 +235,17 @@ class _Division:
         way_out = "add a node, or lower --max-seq-len or --slots"
         if needed > available:
             return DoesNotFitError(
-                f"the model needs {gigabytes(needed)} (weights, KV cache, activations), but {names} can give "
-                f"{gigabytes(available)}: {gigabytes(needed - available)} are missing; {way_out}"
+                f"the model needs {size_text(needed)} (weights, KV cache, activations), but {names} can give "
+                f"{size_text(available)}: {size_text(needed - available)} are missing; {way_out}"
             )
         return DoesNotFitError(
-            f"the model needs {gigabytes(needed)} of the {gigabytes(available)} that {names} can give, but cannot be "
+            f"the model needs {size_text(needed)} of the {size_text(available)} that {names} can give, but cannot be "
             f"cut to fit so closely; {way_out}"
         )
 
 
-def gigabytes(n_bytes: float) -> str:
-    """A size for messages: `4.71 GB`, `530 MB`."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+def size_text(n_bytes: float) -> str:
+    """A size for messages: `4.71 GB`, `530.0 MB`, `8.5 kB`."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"

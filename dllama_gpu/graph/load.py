@@ -82,7 +82,7 @@ def measure(graph: Graph, repeats: Sequence[int] | None = None) -> NodeLoad:
         loads.append(meter.segment(ops, exchange, count))
         weight_bytes += count * sum(map(_weight_bytes, meter.new_weights(ops)))
         cache_bytes += count * sum(graph.n_slots * graph.seq_len * _position_bytes(c) for c in meter.caches_of(ops))
-    buffer_bytes = sum(graph.max_rows * _buffer_row_bytes(buffer.type, buffer.width) for buffer in graph.buffers)
+    buffer_bytes = sum(graph.rows_of(buffer) * _buffer_row_bytes(buffer.type, buffer.width) for buffer in graph.buffers)
     return NodeLoad(weight_bytes, cache_bytes, buffer_bytes, tuple(loads))
 
 
@@ -100,7 +100,7 @@ class Outline:
         self._tensors = tensors
         self._graph_options = GraphOptions(
             max_rows=options.max_rows,
-            max_logit_rows=1,
+            max_logit_rows=options.max_logit_rows,
             n_slots=options.n_slots,
             seq_len=options.seq_len,
             buffer_type=options.buffer_type,

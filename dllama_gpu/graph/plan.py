@@ -25,7 +25,7 @@ from dllama_gpu.graph.collective import (
     broadcast_hops,
     gather_hops,
 )
-from dllama_gpu.graph.division import DoesNotFitError, divide, gigabytes
+from dllama_gpu.graph.division import DoesNotFitError, divide, size_text
 from dllama_gpu.graph.graph import AllReduce, Broadcast, GatherCandidates
 from dllama_gpu.graph.load import NodeLoad, Outline
 from dllama_gpu.graph.profile import LinkBetween, NodeProfile, PlanOptions
@@ -165,8 +165,8 @@ def _plan(outline: Outline, nodes: Sequence[NodeProfile], links: LinkBetween, op
     for node in found.nodes:
         if node.memory_bytes > node.node.memory_bytes:
             raise DoesNotFitError(
-                f"{node.node.name} would need {gigabytes(node.memory_bytes)} for its share of the ratio, but can give "
-                f"{gigabytes(node.node.memory_bytes)}; lower its share, --max-seq-len or --slots"
+                f"{node.node.name} would need {size_text(node.memory_bytes)} for its share of the ratio, but can give "
+                f"{size_text(node.node.memory_bytes)}; lower its share, --max-seq-len or --slots"
             )
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dllama_gpu.graph.advice import Outlook
-from dllama_gpu.graph.division import gigabytes
+from dllama_gpu.graph.division import size_text
 from dllama_gpu.graph.plan import ClusterPlan, NodePlan
 from dllama_gpu.model.spec import ModelSpec
 
@@ -42,7 +42,7 @@ def shares_table(plan: ClusterPlan, spec: ModelSpec) -> str:
     ]
     totals = ["all", spec.n_heads, spec.n_kv_heads, spec.hidden_dim, spec.vocab_size]
     sums = [
-        gigabytes(sum(column))
+        size_text(sum(column))
         for column in zip(
             *(
                 (n.weight_bytes, n.kv_cache_bytes, n.buffer_bytes, n.memory_bytes, n.node.memory_bytes)
@@ -82,7 +82,7 @@ def _node_cells(node: NodePlan, spec: ModelSpec) -> list[str]:
     return [
         node.node.name,
         *(str(len(span)) for span in parts),
-        *map(gigabytes, sizes),
+        *map(size_text, sizes),
         f"{1000 * node.decode_seconds:.1f}",
     ]
 

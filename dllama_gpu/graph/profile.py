@@ -61,6 +61,7 @@ class PlanOptions:
     seq_len: int
     n_slots: int = 1
     max_rows: int = 128
+    max_logit_rows: int | None = None
     buffer_type: BufferType = BufferType.Q80
     wire: FloatType = FloatType.Q80
     """Number format of partial sums that cross the network."""

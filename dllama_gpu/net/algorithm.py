@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
 
 SPAN_MULTIPLE = 32  # columns; a span holds whole blocks of quantized types
@@ -12,18 +11,6 @@ _FRAME_BYTES = 28 + 66  # our header; Ethernet, IP and TCP around a small frame
 # A wired home network: 1 Gb/s, and what a small frame takes from program to program.
 TYPICAL_LATENCY_SECONDS = 150e-6
 TYPICAL_BYTES_PER_SECOND = 118e6
-
-
-class Algorithm(Enum):
-    """How partial sums of all nodes become the same sum on all nodes.
-
-    `DIRECT`: every node sends its rows to every other and adds up everything; one hop.
-    `REDUCE_SCATTER_ALL_GATHER`: every node adds up one span of columns and sends the sums to the others; two hops
-    with 2/n of the bytes.
-    """
-
-    DIRECT = "direct"
-    REDUCE_SCATTER_ALL_GATHER = "reduce-scatter + all-gather"
 
 
 def choose(

@@ -162,7 +162,8 @@ class ClusterProgram:
         if silent:
             worker, how = silent[0]
             return self._lost(worker, how)
-        for rank in (*([error.rank] if isinstance(error, PeerLostError) else []), *blamed):
+        # A worker that explains itself has seen the first link break; the root may only have seen what followed.
+        for rank in (*blamed, *([error.rank] if isinstance(error, PeerLostError) else [])):
             if 0 < rank <= len(self._workers):
                 return self._lost(self._workers[rank - 1], str(error).removeprefix(f"node {rank}: "))
         return error

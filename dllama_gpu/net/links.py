@@ -6,10 +6,11 @@ import hmac
 import time
 from functools import lru_cache
 
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.graph.profile import Link
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.addresses import Address, dial
-from dllama_gpu.net.algorithm import Algorithm, choose, choose_algorithm
+from dllama_gpu.net.algorithm import choose, choose_algorithm
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel
 from dllama_gpu.net.exchange import Choose
 from dllama_gpu.net.handshake import greet

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net import _native
-from dllama_gpu.net.algorithm import Algorithm
 
 Rows = npt.NDArray[np.float32]
 

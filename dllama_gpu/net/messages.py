@@ -152,6 +152,7 @@ class GraphMessage(Message, frozen=True):
     max_rows: int
     n_slots: int
     seq_len: int
+    max_logit_rows: int | None
 
 
 class SliceHashes(Message, frozen=True):
@@ -335,6 +336,7 @@ def graph_message(graph: Graph, model: str, spec: ModelSpec, wire: FloatType) ->
         max_rows=graph.max_rows,
         n_slots=graph.n_slots,
         seq_len=graph.seq_len,
+        max_logit_rows=graph.max_logit_rows,
     )
 
 
@@ -349,6 +351,7 @@ def read_graph(message: GraphMessage) -> Graph:
         max_rows=message.max_rows,
         n_slots=message.n_slots,
         seq_len=message.seq_len,
+        max_logit_rows=message.max_logit_rows,
     )
     check(graph)
     return graph

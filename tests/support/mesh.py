@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from dllama_gpu.graph.batch import Batch, Program
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net import _native
-from dllama_gpu.net.algorithm import Algorithm
 from dllama_gpu.net.exchange import Choose, MeshExchange
 from dllama_gpu.net.mesh import Mesh
 

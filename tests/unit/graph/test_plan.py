@@ -114,9 +114,14 @@ def test_memory_is_that_of_the_graphs_which_the_nodes_will_run(
     tensors["layers.0.down"] = replace(tensors["layers.0.down"], float_type=FloatType.F32)
     last_v = f"layers.{spec.n_layers - 1}.v"
     tensors[last_v] = replace(tensors[last_v], float_type=FloatType.F16)
-    options = replace(OPTIONS, buffer_type=buffer_type, n_slots=3)
+    options = replace(OPTIONS, buffer_type=buffer_type, n_slots=3, max_logit_rows=2)
     for share in plan(spec, tensors, nodes, everywhere(), options).nodes:
-        graph = build_llama(spec, tensors, GraphOptions(8, 3, 64, buffer_type), share.shard)
+        graph = build_llama(
+            spec,
+            tensors,
+            GraphOptions(max_rows=8, max_logit_rows=2, n_slots=3, seq_len=64, buffer_type=buffer_type),
+            share.shard,
+        )
         check(graph)
         assert share.weight_bytes == graph.weight_bytes()
         assert share.kv_cache_bytes == graph.kv_cache_bytes()
@@ -219,7 +224,7 @@ def test_a_cluster_that_only_just_holds_the_model_is_used_to_the_last() -> None:
 
 def test_a_node_too_small_for_anything_is_named() -> None:
     nodes = [node("root"), node("thermostat", gigabytes=1e-5)]
-    with pytest.raises(DoesNotFitError, match=r"thermostat has 0\.0 MB of memory"):
+    with pytest.raises(DoesNotFitError, match=r"thermostat has 10\.0 kB of memory"):
         plan(*llama_8b(), nodes, everywhere(), PlanOptions(2048))
     assert best_subset(*llama_8b(), nodes, everywhere(), PlanOptions(2048)).names == ("root",)
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.net.algorithm import Algorithm, choose, choose_algorithm, predict_seconds
+from dllama_gpu.net.algorithm import choose, choose_algorithm, predict_seconds
 
 DIRECT, TWO_HOPS = Algorithm.DIRECT, Algorithm.REDUCE_SCATTER_ALL_GATHER
 WIRES = st.sampled_from([FloatType.F32, FloatType.F16, FloatType.Q80])

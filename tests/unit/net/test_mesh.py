@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net import _native
-from dllama_gpu.net.algorithm import Algorithm
 from dllama_gpu.net.mesh import Mesh
 from tests.support.mesh import Pair, meshes, on_all, tcp_pair
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.net.algorithm import Algorithm
 from dllama_gpu.net.mesh import Mesh, PeerLostError
 from tests.support.mesh import (
     BROADCAST,

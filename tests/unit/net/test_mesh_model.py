@@ -9,10 +9,10 @@ import pytest
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Program, Row
+from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
-from dllama_gpu.net.algorithm import Algorithm
 from dllama_gpu.net.exchange import Candidates, MeshExchange, max_candidate_bytes, merge_candidates
 from dllama_gpu.net.mesh import PeerLostError
 from tests.support.local_cluster import LocalCluster
