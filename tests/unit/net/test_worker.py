@@ -209,7 +209,7 @@ def test_a_place_in_a_session_is_taken_once(worker: Listening) -> None:
 
 
 def graph_of(**changes: object) -> GraphMessage:
-    message = GraphMessage("model.m", small_spec(), FloatType.F32, (), (), (), (), 1, 1, 1)
+    message = GraphMessage("model.m", small_spec(), FloatType.F32, (), (), (), (), 1, 1, 1, None)
     return msgspec.structs.replace(message, **changes)
 
 
