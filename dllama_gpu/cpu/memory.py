@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
     Raises DllamaError naming `what` when the system refuses the memory.
     """
     try:
-        memory = mmap.mmap(-1, max(n_bytes, 1))
+        memory = _anonymous(max(n_bytes, 1))
     except (OSError, ValueError, OverflowError) as error:
         raise DllamaError(
             f"no memory for {what} ({n_bytes / 2**20:.0f} MiB: {error}); "
@@ -31,6 +32,13 @@ def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)
+
+
+def _anonymous(n_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, n_bytes)
+    # Python's default is shared memory, which gets no huge pages.
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Arena:
