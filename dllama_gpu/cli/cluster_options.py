@@ -27,9 +27,9 @@ def shares(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 4,1,1") from None
-    if not all(math.isfinite(share) and share >= 0 for share in found) or not any(found):
-        raise argparse.ArgumentTypeError(f"{text!r} needs numbers from 0 up, at least one above 0")
+        found = ()
+    if not any(found) or not all(math.isfinite(share) and share >= 0 for share in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of shares like 4,1,1 (numbers from 0 up, not all 0)")
     return found
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from pathlib import Path
 
 from dllama_gpu.cli.arguments import Options, Parser, whole_number
+from dllama_gpu.cli.cluster_options import shares
 from dllama_gpu.cli.failures import SUCCESS
 
 DESCRIPTION = """Say, before anything is loaded, how a cluster would share a model, what memory every node and what
@@ -24,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--dry-run", required=True, type=Path, metavar="FILE", help="TOML file describing the cluster")
     parser.add_argument(
         "--ratio",
-        type=_ratio,
+        type=shares,
         metavar="A,B,...",
         help="share of each node by hand, the root's first (default: by speed and memory)",
     )
@@ -72,13 +71,3 @@ def run(options: Options) -> int:
     )
     print(describe(consult(spec, tensors, cluster.nodes, cluster.link, wanted), spec))
     return SUCCESS
-
-
-def _ratio(text: str) -> tuple[float, ...]:
-    try:
-        shares = tuple(float(share) for share in text.split(","))
-    except ValueError:
-        shares = ()
-    if not shares or not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of shares like 4,1,1 (numbers from 0 up, not all 0)")
-    return shares

@@ -15,7 +15,7 @@ from dllama_gpu.graph.batch import Batch, Program
 from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.graph.graph import AllReduce, Broadcast, Exchange, GatherCandidates
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.net.algorithm import choose_algorithm as choose_algorithm
+from dllama_gpu.net.algorithm import choose_algorithm
 from dllama_gpu.net.mesh import Mesh, PeerLostError
 
 Choose = Callable[[int, int, int, FloatType], Algorithm]
