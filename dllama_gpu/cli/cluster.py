@@ -15,7 +15,7 @@ from dllama_gpu.graph.advice import consult
 from dllama_gpu.graph.batch import Device
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.llama import GraphOptions
-from dllama_gpu.graph.profile import PlanOptions
+from dllama_gpu.graph.profile import NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import Shard, Span, shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
@@ -23,10 +23,34 @@ from dllama_gpu.net.cluster import ROOT, Cluster
 from dllama_gpu.net.cluster_program import ClusterProgram
 from dllama_gpu.net.key import read_key
 from dllama_gpu.net.measure import measure_speed
-from dllama_gpu.net.messages import NodeStatistics
+from dllama_gpu.net.messages import NodeStatistics, printable
 from dllama_gpu.net.store import default_folder
 
 _PLENTY = 1 << 62
+
+
+def connect(options: Options, *, measure: Sequence[FloatType]) -> Cluster:
+    """Connects to the workers that `options` name, and measures nodes and links if there are weight types to `measure`.
+
+    Raises DllamaError naming every worker that cannot be had.
+    """
+    key, warning = read_key(options.key_file, os.environ)
+    if warning is not None:
+        note("warning", warning)
+    note("cluster", f"connecting to {', '.join(options.workers)}" + (", measuring nodes and links" if measure else ""))
+    cluster = Cluster.connect(options.workers, key=key, timeout=options.worker_timeout, measure=measure)
+    for worker in cluster.workers:
+        report = worker.report
+        machine = ", ".join(filter(None, (report.host_name, report.device, report.cpu)))
+        note("worker", f"{worker.address}: {printable(machine, 200)}, dllama-gpu {printable(report.release, 40)}")
+    return cluster
+
+
+def measured_nodes(source: ModelSource, device: Device, options: Options, cluster: Cluster) -> list[NodeProfile]:
+    """All nodes for the planner by rank; this one is measured here and now, while the workers have nothing to do."""
+    weight_type = source.spec.weight_type
+    memory = options.max_memory or available_memory() or _PLENTY
+    return cluster.profiles(measure_speed(device, weight_type), memory, weight_type)
 
 
 @contextmanager
@@ -38,12 +62,8 @@ def load_cluster(
     What each node did is written to standard error at the end. Raises DllamaError naming the worker that cannot be had
     or was lost, or saying how much memory is missing.
     """
-    key, warning = read_key(options.key_file, os.environ)
-    if warning is not None:
-        note("warning", warning)
     measured = () if options.ratio is not None else (source.spec.weight_type,)
-    note("cluster", f"connecting to {', '.join(options.workers)}" + (", measuring nodes and links" if measured else ""))
-    with Cluster.connect(options.workers, key=key, timeout=options.worker_timeout, measure=measured) as cluster:
+    with connect(options, measure=measured) as cluster:
         wire = FloatType(options.buffer_float_type)
         shards = _shards(source, device, options, graph_options, cluster, wire)
         graphs = [build_graph(source, graph_options, shard) for shard in shards]
@@ -74,16 +94,16 @@ def _shards(
     spec = source.spec
     if options.ratio is not None:
         return shard_by_ratio(spec, options.ratio)
-    memory = options.max_memory or available_memory() or _PLENTY
-    speed = measure_speed(device, spec.weight_type)
     outlook = consult(
         spec,
         source.tensors,
-        cluster.profiles(speed, memory, spec.weight_type),
+        measured_nodes(source, device, options, cluster),
         cluster.link,
         PlanOptions(
             seq_len=graph_options.seq_len,
+            n_slots=graph_options.n_slots,
             max_rows=graph_options.max_rows,
+            max_logit_rows=graph_options.max_logit_rows,
             buffer_type=graph_options.buffer_type,
             wire=wire,
         ),

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dllama_gpu.cli.arguments import Options, Parser, whole_number
-from dllama_gpu.cli.cluster_options import shares
+from dllama_gpu.cli.arguments import Options, Parser, UsageError, add_device_arguments, whole_number
+from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.failures import SUCCESS
 
+if TYPE_CHECKING:
+    from dllama_gpu.graph.profile import LinkBetween, NodeProfile
+    from dllama_gpu.model.source import ModelSource
+
+PROGRAM = "dllama-gpu plan"
 DESCRIPTION = """Say, before anything is loaded, how a cluster would share a model, what memory every node and what
 traffic every link would see, how fast it would be, and which nodes are better left out.
 
-The cluster is described in a TOML file; examples/cluster.toml is one. The result goes to standard output."""
+With --workers the nodes and the links between them are measured, and the workers are free again afterwards.
+With --dry-run the cluster is described in a TOML file, and no machine is needed; examples/cluster.toml is one.
+The result goes to standard output."""
 
 _USUAL_SEQ_LEN = 4096
 _MAX_ROWS = 128
+_OF_MACHINES = ("workers", "key_file", "max_memory", "nthreads", "pin_threads")
 
 
 def add_arguments(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument("--model", required=True, type=Path, metavar="FILE", help="model: a GGUF or .m file")
-    parser.add_argument("--dry-run", required=True, type=Path, metavar="FILE", help="TOML file describing the cluster")
     parser.add_argument(
-        "--ratio",
-        type=shares,
-        metavar="A,B,...",
-        help="share of each node by hand, the root's first (default: by speed and memory)",
+        "--dry-run", type=Path, metavar="FILE", help="TOML file that describes the cluster, in place of --workers"
     )
     parser.add_argument(
         "--max-seq-len",
@@ -36,38 +42,63 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--slots", type=whole_number(1, 1024), default=1, metavar="N", help="sequences kept at once (default: 1)"
     )
-    parser.add_argument(
-        "--buffer-float-type",
-        choices=("q80", "f32"),
-        default="q80",
-        help="number format of activations, in memory and on the network (default: %(default)s)",
-    )
+    add_device_arguments(parser)
+    add_cluster_arguments(parser)
 
 
 def run(options: Options) -> int:
     """Plans and prints."""
+    _check(options)
+
     from dllama_gpu.graph.advice import consult
     from dllama_gpu.graph.cluster_file import read_cluster_file
     from dllama_gpu.graph.graph import BufferType
-    from dllama_gpu.graph.plan_text import describe
+    from dllama_gpu.graph.plan_text import describe, measurements
     from dllama_gpu.graph.profile import PlanOptions
     from dllama_gpu.model.float_type import FloatType
     from dllama_gpu.model.open import open_model
 
-    cluster = read_cluster_file(options.dry_run)
     source = open_model(options.model)
     try:
-        spec, tensors = source.spec, source.tensors
+        wanted = PlanOptions(
+            seq_len=min(source.spec.max_seq_len, options.max_seq_len or _USUAL_SEQ_LEN),
+            n_slots=options.slots,
+            max_logit_rows=min(options.slots, _MAX_ROWS),
+            max_rows=_MAX_ROWS,
+            buffer_type=BufferType(options.buffer_float_type),
+            wire=FloatType(options.buffer_float_type),
+            ratio=options.ratio,
+        )
+        nodes: Sequence[NodeProfile]
+        links: LinkBetween
+        if options.dry_run is not None:
+            cluster = read_cluster_file(options.dry_run)
+            nodes, links = cluster.nodes, cluster.link
+        else:
+            nodes, links = _measured(source, options)
+            print(measurements(nodes, links), end="\n\n")
+        print(describe(consult(source.spec, source.tensors, nodes, links, wanted), source.spec))
     finally:
         source.close()
-    wanted = PlanOptions(
-        seq_len=min(spec.max_seq_len, options.max_seq_len or _USUAL_SEQ_LEN),
-        n_slots=options.slots,
-        max_logit_rows=min(options.slots, _MAX_ROWS),
-        max_rows=_MAX_ROWS,
-        buffer_type=BufferType(options.buffer_float_type),
-        wire=FloatType(options.buffer_float_type),
-        ratio=options.ratio,
-    )
-    print(describe(consult(spec, tensors, cluster.nodes, cluster.link, wanted), spec))
     return SUCCESS
+
+
+def _check(options: Options) -> None:
+    """Raises UsageError unless there is exactly one cluster to plan, and options that suit it."""
+    if options.dry_run is None:
+        if options.workers is None:
+            raise UsageError("which cluster? --workers names machines, --dry-run a file that describes some", PROGRAM)
+        check_cluster_options(options, PROGRAM)
+        return
+    for name in _OF_MACHINES:
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is about machines, --dry-run needs none", PROGRAM)
+
+
+def _measured(source: ModelSource, options: Options) -> tuple[Sequence[NodeProfile], LinkBetween]:
+    from dllama_gpu.cli.cluster import connect, measured_nodes
+    from dllama_gpu.cli.loading import make_device
+
+    device = make_device(options, PROGRAM)
+    with connect(options, measure=[source.spec.weight_type]) as cluster:
+        return measured_nodes(source, device, options, cluster), cluster.link

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from dllama_gpu.graph.advice import Outlook
 from dllama_gpu.graph.division import size_text
 from dllama_gpu.graph.plan import ClusterPlan, NodePlan
+from dllama_gpu.graph.profile import LinkBetween, NodeProfile
 from dllama_gpu.model.spec import ModelSpec
 
 
@@ -23,6 +25,20 @@ def describe(outlook: Outlook, spec: ModelSpec) -> str:
     if outlook.advice is not None:
         lines.append(f"advice       {outlook.advice}")
     return "\n".join(lines)
+
+
+def measurements(nodes: Sequence[NodeProfile], links: LinkBetween) -> str:
+    """What every node and every way between two of them reaches."""
+    rows = [["node", "reads weights", "computes", "an op takes"]]
+    for node in nodes:
+        speeds = (f"{node.bytes_per_second / 1e9:.2f} GB/s", f"{node.flops_per_second / 1e9:.1f} GFLOPS")
+        rows.append([node.name, *speeds, f"{1e6 * node.op_seconds:.1f} us"])
+    ways = [["link", "latency", "bandwidth"]]
+    for first, second in itertools.combinations([node.name for node in nodes], 2):
+        link = links(first, second)
+        latency, bandwidth = f"{1e3 * link.latency_seconds:.3f} ms", f"{link.bytes_per_second / 1e6:.0f} MB/s"
+        ways.append([f"{first} - {second}", latency, bandwidth])
+    return f"{_table(rows)}\n\n{_table(ways)}"
 
 
 def shares_table(plan: ClusterPlan, spec: ModelSpec) -> str:

@@ -104,6 +104,25 @@ def test_the_default_model_on_three_nodes_writes_the_text_of_one(
     assert "Paris" in texts[0]
 
 
+def test_a_plan_is_measured_and_leaves_the_workers_free(
+    model: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = workers(2)
+    plan = ["plan", "--model", str(model), "--nthreads", "1", "--workers", *addresses]
+    for options in ([], ["--ratio", "2,1,1"], ["--buffer-float-type", "f32", "--max-seq-len", "16"]):
+        assert main([*plan, *options]) == 0
+        shown = capsys.readouterr().out
+        for name in ("root", *addresses):
+            assert re.search(rf"^{re.escape(name)} .* GB/s +[0-9.]+ GFLOPS", shown, re.MULTILINE)
+        ways = [f"root - {addresses[0]}", f"root - {addresses[1]}", " - ".join(addresses)]
+        for way in ways:
+            assert len(re.findall(rf"^{re.escape(way)} ", shown, re.MULTILINE)) == 2, "measured, and its traffic"
+        assert re.search(r"^decode +[0-9.]+ tokens/s", shown, re.MULTILINE)
+    assert main([*plan, "--max-memory", "1K", "--ratio", "1,1,1"]) == 1
+    assert "root" in capsys.readouterr().err
+    assert inference(model, addresses, "--ratio", "1,1,1") == 0
+
+
 def test_perplexity_on_two_nodes(
     model: Path, tmp_path: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,3 +64,21 @@ def test_a_cluster_without_the_memory_says_how_much_is_missing(run: Run, tiny: T
     assert done.status == 1
     assert "clock" in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "which cluster? --workers names machines, --dry-run a file"),
+        (["--dry-run", EXAMPLE, "--workers", "pi1"], "--workers is about machines, --dry-run needs none"),
+        (["--dry-run", EXAMPLE, "--max-memory", "1G"], "--max-memory is about machines, --dry-run needs none"),
+        (["--dry-run", EXAMPLE, "--pin-threads"], "--pin-threads is about machines, --dry-run needs none"),
+        (["--workers", "pi1", "--ratio", "1,1,1"], "--ratio has 3 shares, but there are 2 nodes"),
+    ],
+)
+def test_a_cluster_is_either_measured_or_described(
+    run: Run, tiny: TinyModel, options: list[object], sentence: str
+) -> None:
+    done = run("plan", "--model", tiny.model, *options)
+    assert (done.status, done.out) == (2, "")
+    assert sentence in done.err
