@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.display import blank_line, note, progress, size_text
+from dllama_gpu.cli.trace import save_trace
 from dllama_gpu.engine.loading import build_graph
 from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.errors import DllamaError
@@ -78,8 +79,12 @@ def load_cluster(
             f"{size_text(summary.sent_bytes)} of the {size_text(summary.worker_bytes)} that the workers hold"
             + ("; the rest was in their caches" if summary.sent_bytes < summary.worker_bytes else ""),
         )
+        if options.trace is not None:
+            program.start_trace()
         yield program
         _report(names, program.statistics())
+        if options.trace is not None:
+            save_trace(options.trace, program.trace(), program.graph, source.path.name)
 
 
 def _shards(
@@ -127,18 +132,30 @@ def _span(span: Span) -> str:
 
 
 def _report(names: Sequence[str], statistics: Sequence[NodeStatistics]) -> None:
-    """A line a node: where the time of a step went and what crossed the network; then who was the slowest."""
+    """A line a node: where the time of a token went and what crossed the network; then who was the slowest.
+
+    Of tokens generated one by one; where there were none, as in `perplexity`, of those that came in chunks.
+    """
+    decoded = any(node.decode.n_rows for node in statistics)
+    phases = [node.decode if decoded else node.prefill for node in statistics]
+    if not any(phase.n_rows for phase in phases):
+        return
     blank_line()
-    for name, node in zip(names, statistics, strict=True):
-        steps = max(node.n_steps, 1)
-        network = node.exchange_seconds - node.waiting_seconds
+    for name, phase in zip(names, phases, strict=True):
+        n_rows = max(phase.n_rows, 1)
+        network = phase.exchange_seconds - phase.waiting_seconds
         note(
             "node",
-            f"{name}: a step computes {1e3 * node.compute_seconds / steps:.2f} ms, "
-            f"waits {1e3 * node.waiting_seconds / steps:.2f} ms, exchanges {1e3 * network / steps:.2f} ms, "
-            f"sends {node.bytes_sent / steps / 1e3:.1f} kB, receives {node.bytes_received / steps / 1e3:.1f} kB",
+            f"{name}: a token computes {1e3 * phase.compute_seconds / n_rows:.2f} ms, "
+            f"waits {1e3 * phase.waiting_seconds / n_rows:.2f} ms, exchanges {1e3 * network / n_rows:.2f} ms, "
+            f"sends {phase.bytes_sent / n_rows / 1e3:.1f} kB, receives {phase.bytes_received / n_rows / 1e3:.1f} kB",
         )
-    order = sorted(range(len(names)), key=lambda rank: -statistics[rank].compute_seconds)
-    slowest, second = (statistics[rank].compute_seconds for rank in order[:2])
+    order = sorted(range(len(names)), key=lambda rank: -phases[rank].compute_seconds)
+    slowest, second = (phases[rank].compute_seconds for rank in order[:2])
     if second > 0:
-        note("slowest", f"{names[order[0]]}, by {slowest / second - 1:.0%} over {names[order[1]]}")
+        longer = 1e3 * (slowest - second) / max(phases[0].n_rows, 1)
+        note(
+            "slowest",
+            f"{names[order[0]]}: it computes {longer:.2f} ms a token longer ({slowest / second - 1:.0%}) than "
+            f"{names[order[1]]}, the next",
+        )

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dllama_gpu.cli.arguments import Options, Parser, UsageError, number
+from dllama_gpu.errors import DllamaError
 
 DEFAULT_TIMEOUT = 10.0
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -72,10 +73,23 @@ def add_cluster_arguments(parser: Parser) -> None:
         metavar="SIZE",
         help="memory that this node's share may take, e.g. 3G (default: what is free)",
     )
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write a JSON file that shows when each node computed, waited and exchanged (chrome://tracing, Perfetto)",
+    )
 
 
 def check_cluster_options(options: Options, program: str) -> None:
-    """Raises UsageError for options that say nothing without workers, or do not fit their number."""
+    """Raises UsageError for options that say nothing without workers, or do not fit their number.
+
+    Raises DllamaError when no trace can be written where --trace says.
+    """
+    if options.trace is not None:
+        check_trace_path(options.trace)
+    if options.trace is not None:
+        check_trace_path(options.trace)
     if options.workers is None:
         for name in ("ratio", "key_file", "max_memory"):
             if getattr(options, name) is not None:
@@ -85,3 +99,11 @@ def check_cluster_options(options: Options, program: str) -> None:
             f"--ratio has {len(options.ratio)} shares, but there are {1 + len(options.workers)} nodes, this one first",
             program,
         )
+
+
+def check_trace_path(path: Path) -> None:
+    """Raises DllamaError when no file can be written there, before anything else takes its time."""
+    if path.is_dir():
+        raise DllamaError(f"--trace {path} is a folder; name a file, such as {path / 'trace.json'}")
+    if not path.absolute().parent.is_dir():
+        raise DllamaError(f"--trace {path} cannot be written: there is no folder {path.parent}")

@@ -63,7 +63,16 @@ def load_program(
     if options.workers is None:
         with progress("loading weights", "bytes") as advance:
             program: Program = device.compile(graph, model.source, advance)
-        yield LoadedProgram(program, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if options.trace is None:
+            yield LoadedProgram(program, seconds)
+        else:
+            from dllama_gpu.cli.trace import save_trace
+            from dllama_gpu.net.trace import TracedProgram
+
+            traced = TracedProgram(program)
+            yield LoadedProgram(traced, seconds)
+            save_trace(options.trace, traced.lanes(), graph, model.source.path.name)
         return
 
     from dllama_gpu.cli.cluster import load_cluster

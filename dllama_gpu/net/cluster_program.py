@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -20,10 +21,35 @@ from dllama_gpu.graph.graph import Graph
 from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import Channel, ChannelError, PeerGoneError, RemoteFailureError
 from dllama_gpu.net.mesh import Mesh, PeerLostError
-from dllama_gpu.net.messages import Bye, FetchLogits, FetchStatistics, NodeReport, NodeStatistics, batch_message
+from dllama_gpu.net.messages import (
+    Bye,
+    ClockTime,
+    FetchLogits,
+    FetchStatistics,
+    FetchTrace,
+    NodeReport,
+    NodeStatistics,
+    ReadClock,
+    StartTrace,
+    TracePiece,
+    batch_message,
+)
 from dllama_gpu.net.statistics import StepClock
+from dllama_gpu.net.trace import (
+    MAX_RECORDS,
+    PIECE_RECORDS,
+    ClockReading,
+    Lane,
+    Records,
+    TraceRecorder,
+    best_reading,
+    lane,
+    own_lane,
+    read_records,
+)
 
 LAST_WORDS_SECONDS = 1.0
+_CLOCK_READINGS = 10
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,10 @@ class ClusterProgram:
         self._program = program
         self._exchange = exchange
         self._workers = workers
+        self._mesh = mesh
         self._clock = StepClock(mesh)
+        self._recorder: TraceRecorder | None = None
+        self._clocks: list[ClockReading] = []
         self._logit_widths = [_logits_width(graph) for graph in graphs]
         self._logits: npt.NDArray[np.float32] | None = None
         self._n_tokens = 0
@@ -99,8 +128,8 @@ class ClusterProgram:
         with _interrupted_later(), self._explained():
             for worker in self._workers:
                 worker.channel.send(message)
-            with self._clock.step():
-                self._program.run(batch, self._exchange)
+            with self._clock.step(batch):
+                self._run_own(batch)
             self._n_tokens += len(batch.logit_rows) > 0
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
@@ -118,6 +147,47 @@ class ClusterProgram:
             for worker in self._workers:
                 worker.channel.send(FetchStatistics())
             return [self._clock.statistics(), *(worker.channel.receive(NodeStatistics) for worker in self._workers)]
+
+    def start_trace(self) -> None:
+        """From now on all nodes write down when they compute, wait and exchange. Raises PeerLostError."""
+        with _interrupted_later(), self._explained():
+            self._clocks = [_read_clock(worker.channel) for worker in self._workers]
+            for worker in self._workers:
+                worker.channel.send(StartTrace())
+            self._recorder = TraceRecorder(self._mesh, self._exchange)
+
+    def trace(self) -> list[Lane]:
+        """What was written down since `start_trace`, by rank, on the root's clock. Raises PeerLostError."""
+        if self._recorder is None:
+            raise ValueError("no trace was started")
+        lanes = [own_lane("root", self._recorder)]
+        with _interrupted_later(), self._explained():
+            for worker, early in zip(self._workers, self._clocks, strict=True):
+                records, n_untold = self._fetch_trace(worker)
+                late = _read_clock(worker.channel)
+                lanes.append(lane(str(worker.address), records, n_untold, early, late))
+        return lanes
+
+    def _fetch_trace(self, worker: Worker) -> tuple[Records, int]:
+        pieces: list[Records] = []
+        for first in range(0, MAX_RECORDS + 1, PIECE_RECORDS):
+            worker.channel.send(FetchTrace(first))
+            piece = worker.channel.receive(TracePiece)
+            try:
+                records = read_records(piece.records, 1 + len(self._workers))
+            except DllamaError as error:
+                raise ChannelError(worker.name, str(error)) from None
+            pieces.append(records)
+            if len(records) < PIECE_RECORDS:
+                break
+        return np.concatenate(pieces), piece.n_untold
+
+    def _run_own(self, batch: Batch) -> None:
+        if self._recorder is None:
+            self._program.run(batch, self._exchange)
+            return
+        with self._recorder.step(batch):
+            self._program.run(batch, self._recorder)
 
     def _fetch_logits(self, n_rows: int) -> npt.NDArray[np.float32]:
         ends = np.cumsum(self._logit_widths)
@@ -187,6 +257,19 @@ def last_words(channel: Channel, seconds: float) -> RemoteFailureError | PeerGon
         except ChannelError:
             return None
     return None
+
+
+def _read_clock(channel: Channel) -> ClockReading:
+    readings = []
+    for _ in range(_CLOCK_READINGS):
+        sent = time.perf_counter()
+        channel.send(ReadClock())
+        theirs = channel.receive(ClockTime).seconds
+        half = (time.perf_counter() - sent) / 2
+        if not math.isfinite(theirs):
+            raise ChannelError(channel.peer, "its clock shows no time")
+        readings.append(ClockReading(sent + half, theirs, half))
+    return best_reading(readings)
 
 
 def _logits_width(graph: Graph) -> int:

@@ -201,24 +201,59 @@ class FetchStatistics(Message, frozen=True):
     """Asks for NodeStatistics."""
 
 
-class NodeStatistics(Message, frozen=True):
-    """What a node did since its weights were loaded.
+class PhaseStatistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a node's steps of one kind cost.
 
-    Of the `step_seconds` of its `n_steps` steps, `exchange_seconds` went into exchanges, and of these
-    `waiting_seconds` into waiting for other nodes to begin to send. Bytes are those of exchanges.
+    Of the `step_seconds` of its `n_steps` steps with `n_rows` rows in all, `exchange_seconds` went into exchanges, and
+    of these `waiting_seconds` into waiting for other nodes to begin to send. Bytes are those of exchanges.
     """
 
-    n_steps: int
-    step_seconds: float
-    exchange_seconds: float
-    waiting_seconds: float
-    bytes_sent: int
-    bytes_received: int
+    n_steps: int = 0
+    n_rows: int = 0
+    step_seconds: float = 0.0
+    exchange_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
 
     @property
     def compute_seconds(self) -> float:
         """Spent on the node's own share."""
         return self.step_seconds - self.exchange_seconds
+
+
+class NodeStatistics(Message, frozen=True):
+    """What a node did since its weights were loaded: `prefill` steps, and `decode` steps, one row a sequence."""
+
+    prefill: PhaseStatistics
+    decode: PhaseStatistics
+
+
+class StartTrace(Message, frozen=True):
+    """From now on the node writes down when it computes, waits and exchanges."""
+
+
+class ReadClock(Message, frozen=True):
+    """Asks for ClockTime."""
+
+
+class ClockTime(Message, frozen=True):
+    """What the node's clock shows, in seconds since a moment of its own."""
+
+    seconds: float
+
+
+class FetchTrace(Message, frozen=True):
+    """Asks for TracePiece from record number `first` on."""
+
+    first: int
+
+
+class TracePiece(Message, frozen=True):
+    """Records of `net.trace.RECORD`, none behind the last; `n_untold` steps found no room."""
+
+    records: bytes
+    n_untold: int
 
 
 class Bye(Message, frozen=True):
@@ -253,6 +288,11 @@ AnyMessage = (
     | FetchLogits
     | FetchStatistics
     | NodeStatistics
+    | StartTrace
+    | ReadClock
+    | ClockTime
+    | FetchTrace
+    | TracePiece
     | Bye
     | Failure
 )
@@ -268,6 +308,7 @@ _LIMITS: dict[type[Message], int] = {
     SliceHashes: 16 * _MIB,
     SliceWanted: 16 * _MIB,
     StepBatch: 4 * _MIB,
+    TracePiece: 1 * _MIB,
 }
 _USUAL_LIMIT = 8 * _KIB
 _LONGEST_SENTENCE = 1000

@@ -29,25 +29,31 @@ from dllama_gpu.net.mesh import MAX_NODES, Mesh, PeerLostError
 from dllama_gpu.net.messages import (
     AnyMessage,
     Bye,
+    ClockTime,
     Connected,
     Failure,
     FetchLogits,
     FetchStatistics,
+    FetchTrace,
     GraphMessage,
     LinkReport,
     MeasureLinks,
     NodeReport,
     PeerTable,
     Ping,
+    ReadClock,
     Ready,
     RootHello,
+    StartTrace,
     StepBatch,
+    TracePiece,
     read_batch,
     read_graph,
 )
 from dllama_gpu.net.slices import SliceSource
 from dllama_gpu.net.statistics import StepClock
 from dllama_gpu.net.store import SliceStore
+from dllama_gpu.net.trace import MAX_RECORDS, TraceRecorder
 
 _LONGEST_TIMEOUT = 3600.0
 
@@ -84,6 +90,7 @@ class Session:
         self._choose: Choose = choose_algorithm
         self._exchange: MeshExchange | None = None
         self._clock: StepClock | None = None
+        self._recorder: TraceRecorder | None = None
         self._n_logit_rows = 0
         # Connections of lower ranks, which may dial before this node knows of its peers.
         self._arrived: dict[int, socket.socket] = {}
@@ -144,6 +151,9 @@ class Session:
             StepBatch: self._step,
             FetchLogits: self._fetch_logits,
             FetchStatistics: self._fetch_statistics,
+            ReadClock: self._read_clock,
+            StartTrace: self._start_trace,
+            FetchTrace: self._fetch_trace,
         }
         while True:
             message = self._channel.receive(Bye, *handlers, wait=True)
@@ -255,8 +265,12 @@ class Session:
             raise ChannelError(self.root, "a step was sent before the weights were loaded")
         batch = read_batch(message)
         self._n_logit_rows = 0
-        with self._clock.step():
-            self._program.run(batch, self._exchange)
+        with self._clock.step(batch):
+            if self._recorder is None:
+                self._program.run(batch, self._exchange)
+            else:
+                with self._recorder.step(batch):
+                    self._program.run(batch, self._recorder)
         self._n_logit_rows = len(batch.logit_rows)
 
     def _fetch_logits(self, message: FetchLogits) -> None:
@@ -270,6 +284,19 @@ class Session:
         if self._clock is None:
             raise ChannelError(self.root, "statistics were asked for before the nodes were connected")
         self._channel.send(self._clock.statistics())
+
+    def _read_clock(self, message: ReadClock) -> None:
+        self._channel.send(ClockTime(time.perf_counter()))
+
+    def _start_trace(self, message: StartTrace) -> None:
+        if self._mesh is None or self._exchange is None:
+            raise ChannelError(self.root, "a trace was asked for before the weights were loaded")
+        self._recorder = TraceRecorder(self._mesh, self._exchange)
+
+    def _fetch_trace(self, message: FetchTrace) -> None:
+        if self._recorder is None or not 0 <= message.first <= MAX_RECORDS:
+            raise ChannelError(self.root, "a trace was asked for that is not there")
+        self._channel.send(TracePiece(self._recorder.piece(message.first), self._recorder.n_untold))
 
     def _tell(self, failure: Failure) -> None:
         """Tells the root why this worker gives up, if it still listens."""
@@ -287,4 +314,4 @@ class Session:
         if self._store is not None:
             self._store.close()
         self._channel.close()
-        self._program = self._exchange = self._clock = self._mesh = self._device = None
+        self._program = self._exchange = self._recorder = self._clock = self._mesh = self._device = None

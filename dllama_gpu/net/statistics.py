@@ -6,34 +6,48 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
+from dllama_gpu.graph.batch import Batch
 from dllama_gpu.net.mesh import Mesh
-from dllama_gpu.net.messages import NodeStatistics
+from dllama_gpu.net.messages import NodeStatistics, PhaseStatistics
 
 
 class StepClock:
-    """Adds up the time of a node's steps and reads that of its exchanges from the mesh."""
+    """Adds up the time of a node's steps and that of the exchanges in them, which the mesh knows."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._n_steps = 0
-        self._seconds = 0.0
+        self._prefill = PhaseStatistics()
+        self._decode = PhaseStatistics()
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, batch: Batch) -> Iterator[None]:
         """Around one step; one that fails does not count."""
-        started = time.perf_counter()
+        before, started = self._mesh.stats(), time.perf_counter()
         yield
-        self._seconds += time.perf_counter() - started
-        self._n_steps += 1
+        seconds, after = time.perf_counter() - started, self._mesh.stats()
+        decode = _is_decode(batch)
+        so_far = self._decode if decode else self._prefill
+        phase = PhaseStatistics(
+            n_steps=so_far.n_steps + 1,
+            n_rows=so_far.n_rows + len(batch.tokens),
+            step_seconds=so_far.step_seconds + seconds,
+            exchange_seconds=so_far.exchange_seconds + after.seconds - before.seconds,
+            waiting_seconds=so_far.waiting_seconds + after.waiting_seconds - before.waiting_seconds,
+            bytes_sent=so_far.bytes_sent + after.bytes_sent - before.bytes_sent,
+            bytes_received=so_far.bytes_received + after.bytes_received - before.bytes_received,
+        )
+        if decode:
+            self._decode = phase
+        else:
+            self._prefill = phase
 
     def statistics(self) -> NodeStatistics:
         """Until now."""
-        exchanges = self._mesh.stats()
-        return NodeStatistics(
-            n_steps=self._n_steps,
-            step_seconds=self._seconds,
-            exchange_seconds=exchanges.seconds,
-            waiting_seconds=exchanges.waiting_seconds,
-            bytes_sent=exchanges.bytes_sent,
-            bytes_received=exchanges.bytes_received,
-        )
+        return NodeStatistics(self._prefill, self._decode)
+
+
+def _is_decode(batch: Batch) -> bool:
+    """Whether every row belongs to another sequence."""
+    return len(batch.tokens) == 1 or len(np.unique(batch.slots)) == len(batch.slots)

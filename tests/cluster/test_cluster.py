@@ -337,12 +337,33 @@ def test_every_node_says_what_its_steps_cost(source: ModelSource, stack: ExitSta
         program = cluster.load(source, graphs(source, [1, 1, 1]), CpuDevice(1), wire=FloatType.F32)
         greedy(program, 5)
         statistics = program.statistics()
-    assert [node.n_steps for node in statistics] == [6, 6, 6]
-    for node in statistics:
-        assert 0 < node.exchange_seconds < node.step_seconds
-        assert 0 <= node.waiting_seconds <= node.exchange_seconds
-    # What is sent is received.
-    assert sum(node.bytes_sent for node in statistics) == sum(node.bytes_received for node in statistics) > 0
+    for phases in ([node.prefill for node in statistics], [node.decode for node in statistics]):
+        for phase in phases:
+            assert 0 < phase.exchange_seconds < phase.step_seconds
+            assert 0 <= phase.waiting_seconds <= phase.exchange_seconds
+        # What is sent is received.
+        assert sum(phase.bytes_sent for phase in phases) == sum(phase.bytes_received for phase in phases) > 0
+    assert [(node.prefill.n_steps, node.prefill.n_rows) for node in statistics] == [(2, len(PROMPT))] * 3
+    assert [(node.decode.n_steps, node.decode.n_rows) for node in statistics] == [(4, 4)] * 3
+
+
+def test_a_trace_puts_all_nodes_on_one_clock(source: ModelSource, stack: ExitStack) -> None:
+    with connect(start(stack, 2)) as cluster:
+        program = cluster.load(source, graphs(source, [1, 1, 1]), CpuDevice(1), wire=FloatType.F32)
+        program.start_trace()
+        greedy(program, 5)
+        lanes = program.trace()
+        statistics = program.statistics()
+    assert [lane.name for lane in lanes] == ["root", *(str(worker.address) for worker in cluster.workers)]
+    for lane, node in zip(lanes, statistics, strict=True):
+        assert lane.records["step"][-1] == 5
+        assert lane.n_untold == 0
+        assert lane.records["bytes_sent"].sum() == node.prefill.bytes_sent + node.decode.bytes_sent
+    # No node can end an all-reduce before another one has begun it, give or take what the clocks are read wrongly.
+    slack = sum(lane.clock_error for lane in lanes)
+    both_ways = [(lane.records["bytes_sent"] > 0) & (lane.records["bytes_received"] > 0) for lane in lanes[1:]]
+    reduces = np.stack([lane.records[chosen] for lane, chosen in zip(lanes[1:], both_ways, strict=True)])
+    assert np.all(reduces["end"].min(axis=0) > reduces["exchange"].max(axis=0) - slack - 1e-3)
 
 
 def test_a_bad_batch_is_refused_and_the_cluster_goes_on(source: ModelSource, stack: ExitStack) -> None:

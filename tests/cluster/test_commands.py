@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -73,21 +74,34 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_the_text_is_that_of_one_node_and_every_node_is_accounted_for(
-    model: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inference(model, []) == 0
+    assert inference(model, [], "--trace", str(tmp_path / "alone.json")) == 0
     expected = capsys.readouterr().out
+    assert lanes(tmp_path / "alone.json") == {"0 root": {"step", "compute"}}
     addresses = workers(2)
-    for options in (["--ratio", "2,1,1"], []):
+    for options in (["--ratio", "2,1,1", "--trace", str(tmp_path / "trace.json")], []):
         assert inference(model, addresses, *options) == 0
         shown = capsys.readouterr()
         assert shown.out == expected
         for name in ("root", *addresses):
             assert re.search(rf"^share +{re.escape(name)}: heads ", shown.err, re.MULTILINE)
-            assert re.search(rf"^node +{re.escape(name)}: a step computes ", shown.err, re.MULTILINE)
-        assert "slowest" in shown.err
+            assert re.search(rf"^node +{re.escape(name)}: a token computes .* kB, receives ", shown.err, re.MULTILINE)
+        assert re.search(r"^slowest +\S+: it computes [0-9.]+ ms a token longer", shown.err, re.MULTILINE)
     assert "expected" in shown.err
     assert "in their caches" in shown.err, "the second start finds its weights"
+    kinds = {"step", "compute", "wait", "exchange"}
+    assert lanes(tmp_path / "trace.json") == {f"{rank} {name}": kinds for rank, name in enumerate(["root", *addresses])}
+
+
+def lanes(path: Path) -> dict[str, set[str]]:
+    """Names of the lanes in a trace, without their clocks' errors, and the kinds of what happens in each."""
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    names = {event["tid"]: event["args"]["name"].split(" (")[0] for event in events if event["name"] == "thread_name"}
+    return {
+        name: {event["cat"] for event in events if event["ph"] == "X" and event["tid"] == tid}
+        for tid, name in names.items()
+    }
 
 
 def test_the_default_model_on_three_nodes_writes_the_text_of_one(
@@ -180,3 +194,13 @@ def test_wrong_options_of_a_root_are_usage_errors(
 ) -> None:
     assert inference(model, [], *options) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("where", "said"), [("", "is a folder"), ("none/trace.json", "there is no folder")])
+def test_a_trace_that_cannot_be_written_is_said_before_anything_is_loaded(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, said: str
+) -> None:
+    assert inference(model, [], "--trace", str(tmp_path / where)) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "weights" not in error
