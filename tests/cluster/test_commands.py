@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,33 +12,9 @@ import pytest
 
 from dllama_gpu.cli.main import main
 from tests.support.tiny import write_tiny_gguf
+from tests.support.worker_command import WorkerCommand
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 KEY = "a key that is long enough"
-
-
-class WorkerCommand:
-    """`dllama-gpu worker` on a port that the system chose."""
-
-    def __init__(self, cache: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "dllama_gpu.cli.main", "worker", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if found := re.match(r"listening +(\S+)", line):
-                self.address = found[1]
-                break
-
-    def stop(self) -> int:
-        """Ends it as Ctrl-C does and returns its exit status."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            return self.process.wait(timeout=10)
-        finally:
-            self.process.kill()
-            assert self.process.stderr is not None
-            self.process.stderr.close()
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""`dllama-gpu worker` as a process, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.support.worker_process import wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class WorkerCommand:
+    """A worker with one thread on a port that the system chose; `log` collects what it says.
+
+    `python` is the command that runs Python: in another network namespace, or for another processor.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        *options: str,
+        host: str = "127.0.0.1",
+        python: Sequence[str] = (sys.executable,),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        command = [*python, "-m", "dllama_gpu.cli.main", "worker", "--host", host, "--port", "0"]
+        command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
+        environment = dict(os.environ, **(variables or {}))
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env=environment)
+        self.log: list[str] = []
+        self.address = ""
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        wait_until(lambda: bool(self.address) or self.process.poll() is not None, "a worker that listens")
+        assert self.address, f"the worker did not start: {self.log}"
+
+    def await_log(self, text: str) -> None:
+        """Returns when the worker has said something with `text` in it."""
+        wait_until(lambda: any(text in line for line in list(self.log)), f"{text!r} in {self.log}")
+
+    def stop(self) -> int:
+        """Ends it as Ctrl-C does and returns its exit status."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(timeout=10)
+        finally:
+            self.process.kill()
+            self._reader.join(timeout=10)
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.rstrip())
+            if found := re.match(r"listening +(\S+)", line):
+                self.address = found[1]
