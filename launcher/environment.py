@@ -123,7 +123,7 @@ def ensure_installed(
         system_packages.install(needs, console, assume_yes=assume_yes)
         _make_python(environment, console)
         if "test" in extras:
-            _install_arm_test_tools(console, assume_yes=assume_yes)
+            _install_test_tools(console, assume_yes=assume_yes)
         earlier = read_stamp(environment)
         all_extras = frozenset(extras) | (earlier.extras if earlier else frozenset())
         _stamp_path(environment).unlink(missing_ok=True)
@@ -202,12 +202,12 @@ def _ask_build_tools(environment: Environment) -> list[str]:
     return finished.stdout.split()
 
 
-def _install_arm_test_tools(console: Console, *, assume_yes: bool) -> None:
-    """These are a help, not a need: without them the tests of the ARM kernels are skipped and say so."""
+def _install_test_tools(console: Console, *, assume_yes: bool) -> None:
+    """These are a help, not a need: without them some tests are skipped and say so."""
     try:
-        system_packages.install(system_packages.missing_for_arm_tests(), console, assume_yes=assume_yes)
+        system_packages.install(system_packages.missing_for_tests(), console, assume_yes=assume_yes)
     except DllamaError as error:
-        console.say(f"warning: the tests of the ARM kernels will be skipped. {error}")
+        console.say(f"warning: tests of ARM or of networks will be skipped. {error}")
 
 
 def _is_finished(environment: Environment, wanted: str, extras: Iterable[str]) -> bool:

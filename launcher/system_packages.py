@@ -45,11 +45,15 @@ def missing_for_build() -> list[Need]:
     return needs
 
 
-def missing_for_arm_tests() -> list[Need]:
-    """What the tests of the ARM kernels use on other Linux machines: a cross compiler and an emulator."""
-    if not sys.platform.startswith("linux") or platform.machine() == "aarch64":
+def missing_for_tests() -> list[Need]:
+    """What some tests use on Linux: a cross compiler and an emulator for ARM, and for root, networks of namespaces."""
+    if not sys.platform.startswith("linux"):
         return []
     needs = []
+    if os.geteuid() == 0 and not shutil.which("ip"):
+        needs.append(Need("a tool for network namespaces", "iproute2"))
+    if platform.machine() == "aarch64":
+        return needs
     if not shutil.which("aarch64-linux-gnu-g++"):
         needs.append(Need("the ARM64 cross compiler", "g++-aarch64-linux-gnu"))
     if not shutil.which("qemu-aarch64"):

@@ -88,7 +88,7 @@ def build(folder: Path, *, cross: bool) -> Path:
 
     Raises UnavailableError where a tool is missing.
     """
-    cmake, ninja = _python_tool("cmake"), _python_tool("ninja")
+    cmake, ninja = python_tool("cmake"), python_tool("ninja")
     if cmake is None:
         raise UnavailableError("cmake is not installed; the extra `test` brings it")
     options = ["-DDLLAMA_BUILD_KERNEL_CHECK=ON"]
@@ -146,7 +146,7 @@ def shared_symbols(program: Path, *, cross: bool) -> list[str]:
     return [line for line in lines if line.split()[-2] in weak_kinds]
 
 
-def _python_tool(name: str) -> str | None:
+def python_tool(name: str) -> str | None:
     """A program that may also come as a Python package, in an environment that is not on the path."""
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     return shutil.which(name, path=os.pathsep.join(folders))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.worker_process import wait_until
@@ -19,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class WorkerCommand:
     """A worker with one thread on a port that the system chose; `log` collects what it says.
 
-    `python` is the command that runs Python: in another network namespace, or for another processor.
+    `python` is the command that runs Python, in `folder`: in another network namespace, or for another processor.
     """
 
     def __init__(
@@ -28,12 +27,11 @@ class WorkerCommand:
         *options: str,
         host: str = "127.0.0.1",
         python: Sequence[str] = (sys.executable,),
-        variables: Mapping[str, str] | None = None,
+        folder: Path = REPOSITORY,
     ) -> None:
         command = [*python, "-m", "dllama_gpu.cli.main", "worker", "--host", host, "--port", "0"]
         command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
-        environment = dict(os.environ, **(variables or {}))
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.address = ""
         self._reader = threading.Thread(target=self._read_log, daemon=True)
