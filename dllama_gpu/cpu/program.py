@@ -146,6 +146,7 @@ class CpuProgram:
         self._program.add_gated_matmul(self._buffers[op.x], gate, up, self._buffers[op.out])
 
     def _emit_rope_store(self, op: RopeStore) -> None:
+        assert op.angles is not None
         qkv, angles, cache = self._buffers[op.qkv], self._buffers[op.angles], self._caches[op.cache]
         self._program.add_rope_store(qkv, angles, cache, op.n_heads, op.style is RopeStyle.HALF_SPLIT)
 

@@ -24,6 +24,29 @@ class BufferType(Enum):
     I32 = "i32"
 
 
+class CacheType(Enum):
+    """How keys and values are kept. Q80 is blocks of 32 along a head, int8 with one f16 scale."""
+
+    F16 = "f16"
+    Q80 = "q80"
+    F32 = "f32"
+
+    @property
+    def float_type(self) -> FloatType:
+        """The same as a number format."""
+        return FloatType(self.value)
+
+
+class Activation(Enum):
+    """What a feed-forward part does to its gate: x·sigmoid(x), or GELU in its tanh approximation.
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+    """
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+
+
 class Rows(Enum):
     """Which rows of a batch a buffer holds."""
 
@@ -44,11 +67,17 @@ class Buffer:
 
 @dataclass(frozen=True)
 class KvCache:
-    """Keys and values of one layer: twice (n_slots, n_kv_heads, seq_len, head_dim) in f16."""
+    """Keys and values of one layer: twice (n_slots, n_kv_heads, seq_len, head_dim) in `type`."""
 
     name: str
     n_kv_heads: int
     head_dim: int
+    type: CacheType = CacheType.F16
+
+    @property
+    def position_bytes(self) -> int:
+        """Key and value of one position of one slot."""
+        return 2 * self.n_kv_heads * self.type.float_type.row_bytes(self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -67,29 +96,38 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix (n_rows, n_columns) put together by stacking slices of stored tensors on top of each other."""
+    """A matrix (n_rows, n_columns) put together by stacking slices of stored tensors on top of each other.
+
+    With `n_experts` it is that many matrices of n_rows / n_experts rows each, every one from parts of its own.
+    """
 
     name: str
     float_type: FloatType
     n_rows: int
     n_columns: int
     parts: tuple[TensorSlice, ...]
+    n_experts: int = 1
 
 
 @dataclass(frozen=True)
 class Embed:
-    """out[r] = weight[token of row r]; out (rows, dim) f32, weight (vocab_size, dim)."""
+    """out[r] = weight[token of row r] · scale; out (rows, dim) f32, weight (vocab_size, dim)."""
 
     weight: str
     out: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class RopeAngles:
-    """out[r] = cos(position·f) for every f in `frequencies`, then sin(position·f); out (rows, head_dim) f32."""
+    """out[r] = cos(position·f)·scale for every f in `frequencies`, then sin(position·f)·scale.
+
+    out (rows, head_dim) f32.
+    """
 
     frequencies: tuple[float, ...]
     out: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +157,7 @@ class Matmul:
 
 @dataclass(frozen=True)
 class GatedMatmul:
-    """out = silu(x · gateᵀ) ∘ (x · upᵀ), SwiGLU; gate, up (hidden, dim); out (rows, hidden) f32 or Q80.
+    """out = activation(x · gateᵀ) ∘ (x · upᵀ), SwiGLU or GeGLU; gate, up (hidden, dim); out (rows, hidden) f32 or Q80.
 
     Source: Shazeer, "GLU Variants Improve Transformer" (2020).
     """
@@ -128,21 +166,27 @@ class GatedMatmul:
     gate: str
     up: str
     out: str
+    activation: Activation = Activation.SILU
 
 
 @dataclass(frozen=True)
 class RopeStore:
     """Rotates queries and keys by their positions and writes keys and values to the cache at (slot, position).
 
-    qkv (rows, (n_heads + 2·n_kv_heads)·head_dim) f32 holds q, k, v side by side; q is rotated in place.
-    Source: Su et al., "RoFormer" (2021).
+    qkv (rows, (n_heads + 2·n_kv_heads)·head_dim) f32 holds q, k, v side by side; q is rotated in place. Before that,
+    `biases` of q, k and v, (1, their width) f32, are added, and every head of q and of k is divided by its root mean
+    square (with `epsilon`) and multiplied by its one of `norms`, (1, head_dim) f32. Without `angles` nothing is
+    rotated. Source: Su et al., "RoFormer" (2021).
     """
 
     qkv: str
-    angles: str
+    angles: str | None
     cache: str
     n_heads: int
     style: RopeStyle
+    biases: tuple[str, str, str] | None = None
+    norms: tuple[str, str] | None = None
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +194,8 @@ class Attention:
     """Causal grouped-query attention of the rotated queries in `qkv` over positions 0..position of the row's slot.
 
     out (rows, n_heads·head_dim) f32 or Q80 = softmax(q·kᵀ·scale)·v, where query head h reads
-    KV head (h + first_head) // group. `first_head` is not 0 where a node's query heads begin inside a group.
+    KV head (h + first_head) // group. `first_head` is not 0 where a node's query heads begin inside a group. With a
+    `window` only that many positions are seen, the row's own being the last of them.
     """
 
     qkv: str
@@ -160,6 +205,57 @@ class Attention:
     group: int
     scale: float
     first_head: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class TopExperts:
+    """The router's choice: p = softmax(logits) over all experts, of which each row keeps the k largest.
+
+    logits (rows, n_experts) f32; ids (rows, k) i32, the largest first (lowest id first among equals);
+    weights (rows, k) f32, their p, with `normalize` divided by the sum of the k. Ids are in range whatever the logits.
+    Source: Shazeer et al., "Outrageously Large Neural Networks" (2017).
+    """
+
+    logits: str
+    ids: str
+    weights: str
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class ExpertGatedMatmul:
+    """GatedMatmul of each row with the experts that it has chosen.
+
+    x (rows, dim) f32 or Q80; ids (rows, k) i32; gate, up: as many experts of (hidden, dim), expert `first_expert` of
+    the layer first; out (rows, k·hidden) f32 or Q80, whose part j of row r belongs to expert ids[r, j]. What belongs to
+    experts that the weights do not hold is not computed. How `out` lies in memory is the device's own affair; only
+    ExpertMatmul reads it.
+    """
+
+    x: str
+    ids: str
+    gate: str
+    up: str
+    out: str
+    first_expert: int = 0
+    activation: Activation = Activation.SILU
+
+
+@dataclass(frozen=True)
+class ExpertMatmul:
+    """out[r] = sum over j, in order, of weights[r, j] · (x[r, part j] · down[ids[r, j]]ᵀ).
+
+    x (rows, k·hidden) as ExpertGatedMatmul left it, for the same `ids`; weights (rows, k) f32; down: experts of
+    (dim, hidden), expert `first_expert` first; out (rows, dim) f32. Experts that `down` does not hold add nothing.
+    """
+
+    x: str
+    ids: str
+    weights: str
+    down: str
+    out: str
+    first_expert: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +304,19 @@ class GatherCandidates:
     into: tuple[str, str, str] | None
 
 
-Op = Embed | RopeAngles | RmsNorm | Matmul | GatedMatmul | RopeStore | Attention | TopCandidates
+Op = (
+    Embed
+    | RopeAngles
+    | RmsNorm
+    | Matmul
+    | GatedMatmul
+    | RopeStore
+    | Attention
+    | TopExperts
+    | ExpertGatedMatmul
+    | ExpertMatmul
+    | TopCandidates
+)
 Exchange = AllReduce | Broadcast | GatherCandidates
 Step = Op | Exchange
 
@@ -252,8 +360,8 @@ class Graph:
         return tuple(segments)
 
     def kv_cache_bytes(self) -> int:
-        """Bytes of all KV caches at f16."""
-        return sum(4 * self.n_slots * self.seq_len * c.n_kv_heads * c.head_dim for c in self.caches)
+        """Bytes of all KV caches."""
+        return sum(self.n_slots * self.seq_len * cache.position_bytes for cache in self.caches)
 
     def weight_bytes(self) -> int:
         """Bytes of all weights in their own types."""

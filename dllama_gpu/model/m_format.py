@@ -161,7 +161,7 @@ def tensor_layout(spec: ModelSpec) -> Iterator[TensorInfo]:
 
 
 def layer_layout(spec: ModelSpec, layer: int) -> Iterator[TensorInfo]:
-    """The tensors of one layer in their order."""
+    """The tensors of one layer in their order; those of architectures that the format lacks are listed as well."""
 
     def matrix(name: str, n_rows: int, n_columns: int) -> TensorInfo:
         return TensorInfo(f"layers.{layer}.{name}", (n_rows, n_columns), spec.weight_type)
@@ -173,7 +173,11 @@ def layer_layout(spec: ModelSpec, layer: int) -> Iterator[TensorInfo]:
     yield matrix("k", spec.kv_dim, spec.dim)
     yield matrix("v", spec.kv_dim, spec.dim)
     yield matrix("o", spec.dim, spec.q_dim)
-    if spec.architecture is Architecture.QWEN3_MOE:
+    if spec.architecture.has_qkv_biases:
+        yield vector("q_bias", spec.q_dim)
+        yield vector("k_bias", spec.kv_dim)
+        yield vector("v_bias", spec.kv_dim)
+    if spec.architecture.has_experts:
         yield TensorInfo(f"layers.{layer}.router", (spec.n_experts, spec.dim), FloatType.F32)
         parts = [(f"experts.{expert}.", spec.moe_hidden_dim) for expert in range(spec.n_experts)]
     else:
@@ -182,11 +186,15 @@ def layer_layout(spec: ModelSpec, layer: int) -> Iterator[TensorInfo]:
         yield matrix(f"{prefix}gate", hidden_dim, spec.dim)
         yield matrix(f"{prefix}down", spec.dim, hidden_dim)
         yield matrix(f"{prefix}up", hidden_dim, spec.dim)
-    if spec.architecture is not Architecture.LLAMA:
+    if spec.architecture.has_head_norms:
         yield vector("q_norm", spec.head_dim)
         yield vector("k_norm", spec.head_dim)
     yield vector("attention_norm", spec.dim)
+    if spec.architecture.has_post_norms:
+        yield vector("post_attention_norm", spec.dim)
     yield vector("ffn_norm", spec.dim)
+    if spec.architecture.has_post_norms:
+        yield vector("post_ffn_norm", spec.dim)
 
 
 def tensors_size(spec: ModelSpec) -> int:

@@ -12,12 +12,18 @@ layers.L.gate / .up             [hidden_dim, dim]   `w1` and `w3` of the `.m` fo
 layers.L.down                   [dim, hidden_dim]   `w2` of the `.m` format
 layers.L.attention_norm         [dim]               before attention
 layers.L.ffn_norm               [dim]               before the feed-forward part
-layers.L.q_norm / .k_norm       [head_dim]          Qwen 3 only
+layers.L.q_bias/.k_bias/.v_bias [q_dim|kv_dim]      Qwen 2 only
+layers.L.q_norm / .k_norm       [head_dim]          Qwen 3 and Gemma 3 only
+layers.L.post_attention_norm    [dim]               Gemma 3 only: of what attention adds
+layers.L.post_ffn_norm          [dim]               Gemma 3 only: of what the feed-forward part adds
 layers.L.router                 [n_experts, dim]    mixture of experts only
 layers.L.experts.E.gate|up|down as above            mixture of experts only
 final_norm                      [dim]
 head                            [vocab_size, dim]   absent when `ModelSpec.tied_embeddings`
 ==============================  ==================  ===========================================
+
+Vectors and the router are always F32. Norms are what the normed row is multiplied by: where a file holds them less 1,
+as Gemma's do, the source adds it.
 """
 
 from __future__ import annotations

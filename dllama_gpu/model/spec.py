@@ -12,8 +12,32 @@ class Architecture(Enum):
     """Families of models; each has one graph builder."""
 
     LLAMA = "llama"
+    MIXTRAL = "mixtral"
+    QWEN2 = "qwen2"
     QWEN3 = "qwen3"
     QWEN3_MOE = "qwen3_moe"
+    GEMMA3 = "gemma3"
+    SMOLLM3 = "smollm3"
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether feed-forward parts are mixtures of experts."""
+        return self in (Architecture.MIXTRAL, Architecture.QWEN3_MOE)
+
+    @property
+    def has_qkv_biases(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self is Architecture.QWEN2
+
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether every head of queries and keys is normed."""
+        return self in (Architecture.QWEN3, Architecture.QWEN3_MOE, Architecture.GEMMA3)
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether what attention and feed-forward part add is normed as well."""
+        return self is Architecture.GEMMA3
 
 
 class RopeStyle(Enum):
@@ -31,12 +55,18 @@ class RopeScaling:
     """Llama 3.1's frequency scaling. Source: Llama 3.1 reference code, `apply_scaling`.
 
     With both frequency factors 1 and an original length of 0 every frequency is divided by `factor`: linear scaling.
+    With `beta_fast` above 0 it is YaRN's, which does not use the frequency factors: frequencies of more than
+    `beta_fast` turns in the original length stay, those of fewer than `beta_slow` are divided by `factor`, and those
+    between are blended; sines and cosines are multiplied by `attention_factor`. Source: Peng et al., "YaRN" (2023).
     """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_max_seq_len: int
+    beta_fast: float = 0.0
+    beta_slow: float = 0.0
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +93,28 @@ class ModelSpec:
     moe_hidden_dim: int = 0
     tied_embeddings: bool = False
     """True when the output head is the embedding tensor itself (no tensor `head` is stored)."""
+    normalize_experts: bool = True
+    """Whether the weights of a row's chosen experts are made to add up to 1."""
+    sliding_window: int = 0
+    """Positions that layers with a window see, the token's own included; 0: all layers see all."""
+    global_interval: int = 0
+    """Every so manieth layer has no window; 0: all have it."""
+    local_rope_theta: float = 0.0
+    """RoPE base of layers with a window, unscaled; 0: that of the others."""
+    no_rope_interval: int = 0
+    """Every so manieth layer rotates nothing; 0: all do."""
+    attention_scale: float = 0.0
+    """Factor of attention scores; 0: 1 / sqrt(head_dim)."""
+
+    def window(self, layer: int) -> int:
+        """Positions that attention of `layer` sees; 0: all."""
+        every = self.global_interval
+        return 0 if every and layer % every == every - 1 else self.sliding_window
+
+    def has_rope(self, layer: int) -> bool:
+        """Whether `layer` rotates queries and keys."""
+        every = self.no_rope_interval
+        return not every or layer % every != every - 1
 
     @property
     def q_dim(self) -> int:

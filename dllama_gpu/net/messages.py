@@ -21,6 +21,8 @@ from dllama_gpu.graph.graph import (
     Broadcast,
     Buffer,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     GatherCandidates,
     Graph,
@@ -31,6 +33,7 @@ from dllama_gpu.graph.graph import (
     RopeStore,
     Step,
     TopCandidates,
+    TopExperts,
     Weight,
 )
 from dllama_gpu.graph.profile import Link
@@ -356,6 +359,9 @@ _STEP_TYPES: dict[str, type[Any]] = {
         GatedMatmul,
         RopeStore,
         Attention,
+        TopExperts,
+        ExpertGatedMatmul,
+        ExpertMatmul,
         TopCandidates,
         AllReduce,
         Broadcast,

@@ -1,6 +1,6 @@
 """The oracle: a device that runs graphs in NumPy, slowly and plainly, for every other device to be compared with.
 
-Arithmetic is float64 throughout; what a graph says is stored in a narrower format (Q80 buffers, the f16 KV cache) is
+Arithmetic is float64 throughout; what a graph says is stored in a narrower format (Q80 buffers, the KV cache) is
 rounded to it, so that the differences left are those of summation order.
 """
 
@@ -14,9 +14,13 @@ import numpy.typing as npt
 
 from dllama_gpu.graph.batch import Batch, ExchangeHandler, LoadProgress
 from dllama_gpu.graph.graph import (
+    Activation,
     Attention,
     BufferType,
+    CacheType,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     Graph,
     Matmul,
@@ -26,6 +30,7 @@ from dllama_gpu.graph.graph import (
     RopeStore,
     Rows,
     TopCandidates,
+    TopExperts,
     Weight,
 )
 from dllama_gpu.model.codecs import dequantize, quantize
@@ -83,11 +88,11 @@ class NumpyProgram:
         self.values[name] = values
 
     def embed(self, op: Embed, batch: Batch) -> None:
-        self.write(op.out, self.weights[op.weight][batch.tokens])
+        self.write(op.out, self.weights[op.weight][batch.tokens] * op.scale)
 
     def rope_angles(self, op: RopeAngles, batch: Batch) -> None:
         angles = batch.positions[:, None] * np.array(op.frequencies)[None, :]
-        self.write(op.out, np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
+        self.write(op.out, np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * op.scale)
 
     def rms_norm(self, op: RmsNorm, batch: Batch) -> None:
         gathers = self.declared[op.out].rows is Rows.LOGITS and self.declared[op.x].rows is Rows.ALL
@@ -105,15 +110,64 @@ class NumpyProgram:
 
     def gated_matmul(self, op: GatedMatmul, batch: Batch) -> None:
         gate, up = (self.values[op.x] @ self.weights[name].T for name in (op.gate, op.up))
-        self.write(op.out, gate / (1.0 + np.exp(-gate)) * up)
+        self.write(op.out, _activate(gate, op.activation) * up)
+
+    def top_experts(self, op: TopExperts, batch: Batch) -> None:
+        logits = self.values[op.logits]
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, : self.declared[op.ids].width]
+        weights = np.take_along_axis(p, ids, axis=1)
+        self.values[op.ids] = ids
+        self.values[op.weights] = weights / weights.sum(axis=1, keepdims=True) if op.normalize else weights
+
+    def expert_gated_matmul(self, op: ExpertGatedMatmul, batch: Batch) -> None:
+        x, ids = self.values[op.x], self.values[op.ids]
+        gates, ups = self.experts(op.gate), self.experts(op.up)
+        out = np.zeros((len(x), ids.shape[1], gates.shape[1]))
+        for row, part, expert in self.chosen(op.ids, op.first_expert, len(gates)):
+            gate, up = gates[expert] @ x[row], ups[expert] @ x[row]
+            out[row, part] = _activate(gate, op.activation) * up
+        self.write(op.out, out.reshape(len(x), -1))
+
+    def expert_matmul(self, op: ExpertMatmul, batch: Batch) -> None:
+        x, weights, downs = self.values[op.x], self.values[op.weights], self.experts(op.down)
+        out = np.zeros((len(x), downs.shape[1]))
+        parts = x.reshape(len(x), -1, downs.shape[2])
+        for row, part, expert in self.chosen(op.ids, op.first_expert, len(downs)):
+            out[row] += weights[row, part] * (downs[expert] @ parts[row, part])
+        self.write(op.out, out)
+
+    def experts(self, name: str) -> Array:
+        """A stack of experts as (n_experts, rows, columns)."""
+        n_experts = next(weight.n_experts for weight in self.graph.weights if weight.name == name)
+        return self.weights[name].reshape(n_experts, -1, self.weights[name].shape[1])
+
+    def chosen(self, ids: str, first_expert: int, n_experts: int) -> list[tuple[int, int, int]]:
+        """(row, part, expert) of every choice among the experts from `first_expert` on."""
+        found = []
+        for (row, part), expert in np.ndenumerate(self.values[ids].astype(int) - first_expert):
+            if 0 <= expert < n_experts:
+                found.append((row, part, int(expert)))
+        return found
 
     def rope_store(self, op: RopeStore, batch: Batch) -> None:
         cache = self.caches[op.cache]
         n_heads, n_kv_heads, head_dim = op.n_heads, cache.n_kv_heads, cache.head_dim
         n_rows = len(batch.tokens)
         heads = self.values[op.qkv].reshape(n_rows, n_heads + 2 * n_kv_heads, head_dim)
-        cosines, sines = np.split(self.values[op.angles], 2, axis=1)
+        if op.biases is not None:
+            heads += np.concatenate([self.weights[name][0] for name in op.biases]).reshape(1, -1, head_dim)
         turned = heads[:, : n_heads + n_kv_heads]
+        if op.norms is not None:
+            q_norm, k_norm = (self.weights[name][0] for name in op.norms)
+            turned /= np.sqrt(np.mean(turned**2, axis=-1, keepdims=True) + op.epsilon)
+            turned[:, :n_heads] *= q_norm
+            turned[:, n_heads:] *= k_norm
+        if op.angles is None:
+            cosines, sines = np.ones((n_rows, head_dim // 2)), np.zeros((n_rows, head_dim // 2))
+        else:
+            cosines, sines = np.split(self.values[op.angles], 2, axis=1)
         if op.style is RopeStyle.INTERLEAVED:
             a, b = turned[..., 0::2].copy(), turned[..., 1::2].copy()
             turned[..., 0::2] = a * cosines[:, None] - b * sines[:, None]
@@ -125,8 +179,8 @@ class NumpyProgram:
             )
         for row in range(n_rows):
             place = int(batch.slots[row]), int(batch.positions[row])
-            self.keys[op.cache][place] = _f16(heads[row, n_heads : n_heads + n_kv_heads])
-            self.stored[op.cache][place] = _f16(heads[row, n_heads + n_kv_heads :])
+            self.keys[op.cache][place] = _kept(heads[row, n_heads : n_heads + n_kv_heads], cache.type)
+            self.stored[op.cache][place] = _kept(heads[row, n_heads + n_kv_heads :], cache.type)
 
     def attention(self, op: Attention, batch: Batch) -> None:
         cache = self.caches[op.cache]
@@ -135,8 +189,9 @@ class NumpyProgram:
         out = np.zeros((n_rows, op.n_heads, cache.head_dim))
         for row in range(n_rows):
             slot, position = int(batch.slots[row]), int(batch.positions[row])
-            keys = np.stack([self.keys[op.cache][slot, p] for p in range(position + 1)])
-            values = np.stack([self.stored[op.cache][slot, p] for p in range(position + 1)])
+            seen = range(max(0, position + 1 - op.window) if op.window else 0, position + 1)
+            keys = np.stack([self.keys[op.cache][slot, p] for p in seen])
+            values = np.stack([self.stored[op.cache][slot, p] for p in seen])
             for head in range(op.n_heads):
                 kv_head = (head + op.first_head) // op.group
                 scores = keys[:, kv_head] @ queries[row, head] * op.scale
@@ -162,6 +217,9 @@ _RUN: dict[type[Op], Callable[[NumpyProgram, Any, Batch], None]] = {
     GatedMatmul: NumpyProgram.gated_matmul,
     RopeStore: NumpyProgram.rope_store,
     Attention: NumpyProgram.attention,
+    TopExperts: NumpyProgram.top_experts,
+    ExpertGatedMatmul: NumpyProgram.expert_gated_matmul,
+    ExpertMatmul: NumpyProgram.expert_matmul,
     TopCandidates: NumpyProgram.top_candidates,
 }
 
@@ -174,5 +232,12 @@ def _load(weight: Weight, source: ModelSource) -> Array:
     return np.concatenate(parts).astype(np.float64)
 
 
-def _f16(values: Array) -> Array:
-    return values.astype(np.float32).astype(np.float16).astype(np.float64)
+def _kept(values: Array, type: CacheType) -> Array:
+    """Rounded as a cache of the type keeps them."""
+    return dequantize(quantize(values.astype(np.float32), type.float_type), type.float_type).astype(np.float64)
+
+
+def _activate(gate: Array, activation: Activation) -> Array:
+    if activation is Activation.SILU:
+        return gate / (1.0 + np.exp(-gate))
+    return 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
