@@ -12,6 +12,8 @@ from dllama_gpu.errors import DllamaError
 
 Options = argparse.Namespace
 
+WEIGHT_TYPES = ("q40", "q80", "f16", "bf16", "f32")
+
 _LARGEST_NUMBER = (1 << 31) - 1
 
 
@@ -81,11 +83,18 @@ def number(text: str) -> float:
 
 
 def add_model_arguments(parser: Parser) -> None:
-    """Declares --model and --tokenizer."""
+    """Declares --model, --tokenizer and --weights."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, type=Path, metavar="FILE", help="model: a GGUF or .m file")
+    group.add_argument(
+        "--model", required=True, type=Path, metavar="PATH", help="model: a GGUF or .m file, or a Hugging Face folder"
+    )
     group.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer: a .t or GGUF file (default: the one inside --model)"
+    )
+    group.add_argument(
+        "--weights",
+        choices=WEIGHT_TYPES,
+        help="convert the matrices to this number format while loading (default: files as they are, folders q80)",
     )
 
 

@@ -88,12 +88,12 @@ def run(options: Options) -> int:
     check_cluster_options(options, PROGRAM)
     prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
 
-    from dllama_gpu.cli.loading import load_program, make_device
+    from dllama_gpu.cli.loading import load_program, make_device, open_chosen_model
     from dllama_gpu.engine.generation import EMPTY_PROMPT, Generation, GenerationRequest
-    from dllama_gpu.engine.loading import generation_seq_len, open_with_tokenizer
+    from dllama_gpu.engine.loading import generation_seq_len
 
     device = make_device(options, PROGRAM)
-    with open_with_tokenizer(options.model, options.tokenizer) as model:
+    with open_chosen_model(options) as model:
         ids = encode_prompt(model.tokenizer, prompt, options)
         if not ids and options.prompt_file is None:
             raise UsageError(EMPTY_PROMPT, PROGRAM)

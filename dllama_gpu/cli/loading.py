@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ from dllama_gpu.cli.arguments import Options, UsageError
 from dllama_gpu.cli.display import note, progress, size_text
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.processors import available_threads
-from dllama_gpu.engine.loading import OpenModel, build_graph
+from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenizer
 from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import BufferType, Graph
 from dllama_gpu.graph.llama import GraphOptions, weight_types
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
+from dllama_gpu.model.reweighted import ReweightedSource
 from dllama_gpu.model.spec import ModelSpec
 
 
@@ -40,6 +41,12 @@ def make_device(options: Options, program: str) -> Device:
             f"--nthreads must be from 1 to {limit}, the processors available here, not {options.nthreads}", program
         )
     return CpuDevice(options.nthreads, pin=options.pin_threads)
+
+
+def open_chosen_model(options: Options) -> OpenModel:
+    """The model that --model, --tokenizer and --weights name. Raises DllamaError as `open_with_tokenizer` does."""
+    weights = None if options.weights is None else FloatType(options.weights)
+    return open_with_tokenizer(options.model, options.tokenizer, weights)
 
 
 @contextmanager
@@ -92,8 +99,8 @@ def _describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) ->
         f"KV cache {size_text(graph.kv_cache_bytes())}",
     )
     note("device", device.name)
-    if isinstance(model.source, GgufFile) and model.source.converted_types:
-        note("converting", _conversion(model.source.converted_types))
+    if isinstance(model.source, GgufFile | ReweightedSource) and model.source.converted_types:
+        note("converting", _conversion(model.source))
     needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), available_memory()
     if alone and available is not None and needed > available:
         note(
@@ -103,12 +110,13 @@ def _describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) ->
         )
 
 
-def _conversion(types: Mapping[str, FloatType]) -> str:
-    what = ", ".join(f"{name} to {becomes.value}" for name, becomes in sorted(types.items()))
-    return (
-        f"{what} at every start, which makes it slower and takes more memory than the file has; "
-        "a Q4_0 or Q8_0 file of this model is loaded as it is"
-    )
+def _conversion(source: GgufFile | ReweightedSource) -> str:
+    what = ", ".join(f"{name} to {becomes.value}" for name, becomes in sorted(source.converted_types.items()))
+    if isinstance(source, GgufFile):
+        advice = "and takes more memory than the file has; a Q4_0 or Q8_0 file of this model is loaded as it is"
+    else:
+        advice = "than a file in that format"
+    return f"{what} at every start, which makes it slower {advice}"
 
 
 def _shape(spec: ModelSpec) -> str:

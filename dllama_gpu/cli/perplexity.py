@@ -40,12 +40,11 @@ def run(options: Options) -> int:
     check_cluster_options(options, PROGRAM)
     text = read_text(options.file)
 
-    from dllama_gpu.cli.loading import load_program, make_device
-    from dllama_gpu.engine.loading import open_with_tokenizer
+    from dllama_gpu.cli.loading import load_program, make_device, open_chosen_model
     from dllama_gpu.engine.perplexity import check_window, measure_perplexity, windows
 
     device = make_device(options, PROGRAM)
-    with open_with_tokenizer(options.model, options.tokenizer) as model:
+    with open_chosen_model(options) as model:
         # A special token's name in a plain text is text like any other.
         ids = model.tokenizer.encode(text, add_bos=False, parse_special=False)
         window = windows(len(ids), options.window)[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllama_gpu.cli.arguments import Options, Parser, UsageError, add_device_arguments, whole_number
+from dllama_gpu.cli.arguments import WEIGHT_TYPES, Options, Parser, UsageError, add_device_arguments, whole_number
 from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.failures import SUCCESS
 
@@ -29,7 +29,12 @@ _OF_MACHINES = ("workers", "key_file", "max_memory", "nthreads", "pin_threads")
 
 def add_arguments(parser: Parser) -> None:
     """Declares the options."""
-    parser.add_argument("--model", required=True, type=Path, metavar="FILE", help="model: a GGUF or .m file")
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="PATH", help="model: a GGUF or .m file, or a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--weights", choices=WEIGHT_TYPES, help="number format that the matrices get while loading, as for inference"
+    )
     parser.add_argument(
         "--dry-run", type=Path, metavar="FILE", help="TOML file that describes the cluster, in place of --workers"
     )
@@ -58,7 +63,7 @@ def run(options: Options) -> int:
     from dllama_gpu.model.float_type import FloatType
     from dllama_gpu.model.open import open_model
 
-    source = open_model(options.model)
+    source = open_model(options.model, None if options.weights is None else FloatType(options.weights))
     try:
         wanted = PlanOptions(
             seq_len=min(source.spec.max_seq_len, options.max_seq_len or _USUAL_SEQ_LEN),

@@ -12,6 +12,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.llama import GraphOptions, build_llama
 from dllama_gpu.graph.shard import Shard
+from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.open import open_model
 from dllama_gpu.model.source import ModelSource, TensorInfo
@@ -49,15 +50,17 @@ class OpenModel:
         self.source.close()
 
 
-def open_with_tokenizer(model_path: Path, tokenizer_path: Path | None = None) -> OpenModel:
-    """Opens a model and its tokenizer, which a GGUF file brings with it.
+def open_with_tokenizer(
+    model_path: Path, tokenizer_path: Path | None = None, weights: FloatType | None = None
+) -> OpenModel:
+    """Opens a model and its tokenizer, which a GGUF file brings with it; `weights` as for `open_model`.
 
     A tokenizer with fewer tokens than the model has rows is right: many models are padded to a round number, and the
     sampler never chooses the padding. One with more tokens belongs to another model.
 
     Raises DllamaError when a file is missing, damaged or of another kind, or the two do not belong together.
     """
-    source = open_model(model_path)
+    source = open_model(model_path, weights)
     try:
         if tokenizer_path is None and isinstance(source, GgufFile):
             tokenizer = tokenizer_from_gguf(model_path, source.metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +11,7 @@ import numpy.typing as npt
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.gguf_header import MetadataValue
 from dllama_gpu.formats.shown import shown_value
-from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.model.source import TensorInfo
+from dllama_gpu.model.source import TensorInfo, main_type
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
 from dllama_gpu.model.spec_check import check_spec
 
@@ -127,7 +125,7 @@ def spec_from_metadata(
         head_dim=head_dim,
         vocab_size=tensors["embedding"].n_rows,
         max_seq_len=metadata.number("context_length", int),
-        weight_type=_main_type(tensors),
+        weight_type=main_type(tensors.values()),
         norm_epsilon=_decimal(metadata.number("attention.layer_norm_rms_epsilon", float)),
         rope_theta=rope_theta,
         rope_style=RopeStyle.INTERLEAVED,  # converters to GGUF reorder the rows of q and k of llama models for it
@@ -198,15 +196,6 @@ def _scaling_from_divisors(
             f"(largest divisor {factor:g}), which is not supported"
         )
     return RopeScaling(factor, low, high, _LLAMA3_ORIGINAL_MAX_SEQ_LEN)
-
-
-def _main_type(tensors: dict[str, TensorInfo]) -> FloatType:
-    """The type that most weights of the layers' matrices have."""
-    elements: Counter[FloatType] = Counter()
-    for info in tensors.values():
-        if info.name.startswith("layers.") and len(info.shape) == 2:
-            elements[info.float_type] += info.n_rows * info.n_columns
-    return elements.most_common(1)[0][0] if elements else FloatType.F32
 
 
 def _decimal(value: float) -> float:

@@ -28,7 +28,8 @@ as Gemma's do, the source adds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,6 +68,20 @@ class TensorInfo:
     def n_bytes(self) -> int:
         """Bytes of the whole tensor."""
         return self.n_rows * self.row_bytes
+
+
+def always_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is read as F32 whatever the model's number format: vectors, and routers of experts."""
+    return len(shape) == 1 or name.endswith(".router")
+
+
+def main_type(tensors: Iterable[TensorInfo]) -> FloatType:
+    """The number format that most weights of the layers' matrices have."""
+    elements: Counter[FloatType] = Counter()
+    for info in tensors:
+        if info.name.startswith("layers.") and len(info.shape) == 2:
+            elements[info.float_type] += info.n_rows * info.n_columns
+    return elements.most_common(1)[0][0] if elements else FloatType.F32
 
 
 class ModelSource(Protocol):

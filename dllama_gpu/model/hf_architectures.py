@@ -1,0 +1,101 @@
+"""What the kinds of models in Hugging Face folders are to us: one entry of `HF_ARCHITECTURES` each.
+
+The table says which architecture a `model_type` is, what its tensors are called, how it turns heads by RoPE, and which
+fields of `config.json` would change the arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dllama_gpu.model.spec import Architecture, RopeStyle
+
+MODEL_NAMES = {
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "final_norm",
+    "lm_head.weight": "head",
+}
+"""Canonical names of the tensors outside the layers, the same for all kinds."""
+
+_ATTENTION = {
+    "self_attn.q_proj.weight": "q",
+    "self_attn.k_proj.weight": "k",
+    "self_attn.v_proj.weight": "v",
+    "self_attn.o_proj.weight": "o",
+    "input_layernorm.weight": "attention_norm",
+    "post_attention_layernorm.weight": "ffn_norm",
+}
+_FEED_FORWARD = {"mlp.gate_proj.weight": "gate", "mlp.down_proj.weight": "down", "mlp.up_proj.weight": "up"}
+_HEAD_NORMS = {"self_attn.q_norm.weight": "q_norm", "self_attn.k_norm.weight": "k_norm"}
+_EXPERTS = {
+    "mlp.gate.weight": "router",
+    "mlp.experts.#.gate_proj.weight": "experts.#.gate",
+    "mlp.experts.#.down_proj.weight": "experts.#.down",
+    "mlp.experts.#.up_proj.weight": "experts.#.up",
+}
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "hidden_act": ("silu",),
+    "partial_rotary_factor": (1.0,),
+}
+
+_NUMBER = re.compile(r"\.(0|[1-9]\d{0,4})\.")
+
+
+@dataclass(frozen=True)
+class HfArchitecture:
+    """How a kind of model in Hugging Face folders is read."""
+
+    architecture: Architecture
+    layer_names: Mapping[str, str]
+    """Canonical names by the folder's names, both without the layer; `#` stands for an expert's number."""
+    rope_style: RopeStyle
+    """INTERLEAVED: rows of q and k are reordered when they are read. The files themselves are all for HALF_SPLIT."""
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NEUTRAL)
+    """Fields of `config.json` with the values that change nothing; a model with another value is refused."""
+
+    def canonical_name(self, name: str) -> str | None:
+        """The canonical name of a tensor of the folder; None for one that has no place in the architecture."""
+        if name in MODEL_NAMES:
+            return MODEL_NAMES[name]
+        layer = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,3})\.(.+)", name)
+        if layer is None:
+            return None
+        expert = _NUMBER.search(layer[2])
+        pattern = layer[2] if expert is None else _NUMBER.sub(".#.", layer[2], count=1)
+        found = self.layer_names.get(pattern)
+        if found is None:
+            return None
+        return f"layers.{layer[1]}." + (found if expert is None else found.replace("#", expert[1]))
+
+    def stored_name(self, name: str) -> str:
+        """The folder's name of a tensor, from the canonical one. Raises KeyError for one that has none."""
+        parts = name.split(".")
+        if parts[0] != "layers":
+            return {short: full for full, short in MODEL_NAMES.items()}[name]
+        rest = ".".join(parts[2:])
+        expert = re.search(r"experts\.(\d+)\.", rest)
+        pattern = rest if expert is None else re.sub(r"experts\.\d+\.", "experts.#.", rest)
+        full = {short: full for full, short in self.layer_names.items()}[pattern]
+        return f"model.layers.{parts[1]}." + (full if expert is None else full.replace("#", expert[1]))
+
+
+_LLAMA = HfArchitecture(Architecture.LLAMA, _ATTENTION | _FEED_FORWARD, RopeStyle.INTERLEAVED)
+
+HF_ARCHITECTURES: dict[str, HfArchitecture] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen3": HfArchitecture(Architecture.QWEN3, _ATTENTION | _HEAD_NORMS | _FEED_FORWARD, RopeStyle.HALF_SPLIT),
+    "qwen3_moe": HfArchitecture(
+        Architecture.QWEN3_MOE,
+        _ATTENTION | _HEAD_NORMS | _EXPERTS,
+        RopeStyle.HALF_SPLIT,
+        _NEUTRAL | {"decoder_sparse_step": (1,), "mlp_only_layers": ([],), "norm_topk_prob": (True,)},
+    ),
+}
+"""By the `model_type` of `config.json`."""
