@@ -22,7 +22,8 @@ from dllama_gpu.cli.text_file import read_text
 from dllama_gpu.errors import DllamaError
 
 if TYPE_CHECKING:
-    from dllama_gpu.engine.generation import FinishReason, Generation, GenerationStatistics
+    from dllama_gpu.engine.events import FinishReason
+    from dllama_gpu.engine.generation import Generation, GenerationStatistics
     from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 PROGRAM = "dllama-gpu inference"
@@ -168,7 +169,7 @@ def print_text(generation: Generation, tokenizer: Tokenizer, shown_prompt: str) 
 
 def describe_end(reason: FinishReason | None, seq_len: int) -> str:
     """Why the text ended, for people."""
-    from dllama_gpu.engine.generation import FinishReason
+    from dllama_gpu.engine.events import FinishReason
 
     if reason is FinishReason.END_TOKEN:
         return "the model ended its text"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
+from dllama_gpu.engine.events import FinishReason
 from dllama_gpu.engine.prediction import read_predictions
 from dllama_gpu.engine.sampler import Sampler
 from dllama_gpu.engine.sampling import SamplingParams
@@ -17,14 +17,6 @@ EMPTY_PROMPT = "the prompt is empty, and this model begins texts with no token o
 
 PrefillProgress = Callable[[int, int], None]
 """Told (prompt tokens done, prompt tokens in all) after each chunk."""
-
-
-class FinishReason(Enum):
-    """Why a generation ended."""
-
-    END_TOKEN = "end token"
-    MAX_TOKENS = "max tokens"
-    CONTEXT_FULL = "context full"
 
 
 @dataclass(frozen=True)

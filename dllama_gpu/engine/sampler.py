@@ -24,13 +24,14 @@ from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.errors import DllamaError
 
 Weights = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 MIN_ROW_TEMPERATURE = 0.01
 """Below this the log-sum-exp, a large number as float32, says nothing about the sum any more."""
 # What a device may be wrong by: its own arithmetic, and the rounding of log-sum-exp and temperature to float32.
 _LOG_SUM_ERROR = 1e-4
 _LOG_SUM_RELATIVE_ERROR = 4e-7
-_LARGEST_EXPONENT = 700.0  # e**709 is the largest float
+_LARGEST_LOG_TOTAL = 30.0  # without a constraint it is at most the logarithm of the vocabulary's size
 _FIRST_PREFIX = 1024
 
 
@@ -48,6 +49,7 @@ class Sampler:
         self.params = params
         self._n_known_ids = n_known_ids
         self._random = random.Random(secrets.randbits(64) if params.seed is None else params.seed)
+        self._coin: float | None = None
         self._seen = set(prompt)
         self._generated: Counter[int] = Counter()
 
@@ -56,66 +58,85 @@ class Sampler:
         """The temperature that rows of this sequence must state in their batch."""
         return 1.0 if self.params.is_greedy else max(self.params.temperature, MIN_ROW_TEMPERATURE)
 
-    def sample(self, prediction: Prediction) -> int:
+    def sample(self, prediction: Prediction, allowed: Mask | None = None) -> int:
         """The next token's id, which from now on counts as generated.
 
-        `prediction` is that of a row whose temperature was `row_temperature`. Raises DllamaError when the logits hold
-        NaN or infinity.
+        `prediction` is that of a row whose temperature was `row_temperature`. With a mask (n,) only `allowed` ids are
+        chosen; those past its end are not. Raises DllamaError when the logits hold NaN or infinity, or no id is
+        allowed. After an error (the logits could not be fetched) another attempt draws the same token.
         """
-        coin = 0.0 if self.params.is_greedy else self._random.random()
-        token = None if self.params.has_penalties else self._from_candidates(prediction, coin)
+        if self._coin is None:
+            self._coin = 0.0 if self.params.is_greedy else self._random.random()
+        coin = self._coin
+        if allowed is not None:
+            allowed = allowed[: self._known_of(prediction)]
+            if not allowed.any():
+                raise DllamaError("the constraint of this request allows no token at all, so its text cannot go on")
+        token = None if self.params.changes_logits else self._from_candidates(prediction, allowed, coin)
         if token is None:
-            token = self._from_logits(prediction, coin)
+            token = self._from_logits(prediction, allowed, coin)
+        self._coin = None
         self._seen.add(token)
         self._generated[token] += 1
         return token
 
-    def _from_candidates(self, prediction: Prediction, coin: float) -> int | None:
+    def _from_candidates(self, prediction: Prediction, allowed: Mask | None, coin: float) -> int | None:
         """The token if the candidates settle it."""
         values, ids = prediction.candidate_values, prediction.candidate_ids
-        best = float(values[0])
-        if not (math.isfinite(best) and math.isfinite(prediction.log_sum_exp)):
+        if not (math.isfinite(float(values[0])) and math.isfinite(prediction.log_sum_exp)):
             raise _not_numbers()
-        n_known_ids = self._known_of(prediction)
-        known = (ids >= 0) & (ids < n_known_ids)
-        if not known[0]:
+        n_ids = self._known_of(prediction) if allowed is None else len(allowed)
+        known = (ids >= 0) & (ids < n_ids)
+        if allowed is not None:
+            known[known] = allowed[ids[known]]
+        if not known.any():
             return None
+        first = int(known.argmax())
         if self.params.is_greedy:
-            return int(ids[0])
+            return int(ids[first])
+        n_known, n_allowed = int(np.count_nonzero(known)), n_ids if allowed is None else int(np.count_nonzero(allowed))
+        best, top_k = float(values[first]), self.params.top_k
         weights = _weights(values, best, self.params.temperature)
-        top_k = self.params.top_k
-        if 0 < top_k <= np.count_nonzero(known):
-            index: int | None = _draw(weights[known][:top_k], self.params, coin)
+        if 0 < top_k <= n_known or n_known == n_allowed:
+            index: int | None = _draw(weights[known][: top_k or n_known], self.params, coin)
         elif top_k or self.params.temperature < MIN_ROW_TEMPERATURE:
             return None
         else:
-            n_unseen = prediction.vocab_size - n_known_ids - int(np.count_nonzero(ids >= n_known_ids))
-            totals = self._totals(prediction, weights, known, n_unseen)
-            index = _draw_if_settled(weights[known], totals, self.params, coin)
+            n_unseen = prediction.vocab_size - n_allowed - int(np.count_nonzero(~known))
+            totals = self._totals(prediction, best, weights, known, n_unseen)
+            index = totals and _draw_if_settled(weights[known], totals, self.params, coin)
         return None if index is None else int(ids[known][index])
 
     def _totals(
-        self, prediction: Prediction, weights: Weights, known: npt.NDArray[np.bool_], n_unseen: int
-    ) -> tuple[float, float]:
-        """Lowest and highest sum that the weights of all known ids can have; `n_unseen` unknown ones lie outside."""
+        self, prediction: Prediction, best: float, weights: Weights, known: Mask, n_unseen: int
+    ) -> tuple[float, float] | None:
+        """Lowest and highest sum that the weights of all known ids can have; `n_unseen` unknown ones lie outside.
+
+        None where the known ids have so small a part of the whole that nothing is left of it after rounding.
+        """
         log_sum = prediction.log_sum_exp
-        log_total = log_sum - float(prediction.candidate_values[0]) / self.params.temperature
+        log_total = log_sum - best / self.params.temperature
+        if log_total > _LARGEST_LOG_TOTAL:
+            return None
         error = _LOG_SUM_ERROR + _LOG_SUM_RELATIVE_ERROR * abs(log_sum)
         unknown = float(weights[~known].sum())
         lowest = math.exp(log_total - error) - unknown - n_unseen * float(weights[-1])
-        highest = math.exp(min(log_total + error, _LARGEST_EXPONENT)) - unknown
+        highest = math.exp(log_total + error) - unknown
         at_least = float(weights[known].sum())
         return max(lowest, at_least), max(highest, at_least)
 
-    def _from_logits(self, prediction: Prediction, coin: float) -> int:
-        """The token by all logits of known ids, penalties applied."""
+    def _from_logits(self, prediction: Prediction, allowed: Mask | None, coin: float) -> int:
+        """The token by all logits of known ids; penalties, bias and constraint applied."""
         logits = prediction.read_logits()[: self._known_of(prediction)].astype(np.float64)
         best = float(logits.max())  # NaN if any of them is
         if not math.isfinite(best):
             raise _not_numbers()
-        if self.params.has_penalties:
+        if self.params.changes_logits:
             self._penalize(logits)
-            best = float(logits.max())
+        if allowed is not None:
+            logits[: len(allowed)][~allowed] = -math.inf
+            logits[len(allowed) :] = -math.inf
+        best = float(logits.max())
         if self.params.is_greedy:
             return int(logits.argmax())
         temperature, top_k = self.params.temperature, self.params.top_k
@@ -142,6 +163,9 @@ class Sampler:
         logits[seen] = np.where(found > 0, found / factor, found * factor)
         for token, count in self._generated.items():
             logits[token] -= params.frequency_penalty * count + params.presence_penalty
+        for token, bias in params.logit_bias.items():
+            if 0 <= token < len(logits):
+                logits[token] += bias
 
 
 def _weights(logits: npt.NDArray[np.floating], best: float, temperature: float) -> Weights:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dllama_gpu.errors import DllamaError
 
@@ -18,7 +19,8 @@ class SamplingParams:
 
     1. Penalties change the logits of tokens already seen. `repetition_penalty` r, over prompt and generated tokens: a
        logit l becomes l / r if it is positive, else l * r (Keskar et al., "CTRL", 2019). `frequency_penalty` f and
-       `presence_penalty` p, over generated tokens as in OpenAI's API: l - f * count - p.
+       `presence_penalty` p, over generated tokens as in OpenAI's API: l - f * count - p. Then `logit_bias` is added to
+       the logits of the ids in it.
     2. `temperature` divides the logits; 0 takes the largest, of equal ones the lowest id, and nothing below matters.
     3. `top_k` keeps the k likeliest tokens; 0 keeps all.
     4. `top_p` keeps the likeliest tokens until their share of what is left exceeds it; 1 keeps all (Holtzman et al.,
@@ -38,6 +40,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class SamplingParams:
             ("frequency_penalty", self.frequency_penalty),
         ):
             _require(name, value, math.fabs(value) <= _LARGEST, "-100 to 100 (0 changes nothing)")
+        for token, bias in self.logit_bias.items():
+            _require(f"the logit bias of token {token}", bias, math.fabs(bias) <= _LARGEST, "-100 to 100")
         if self.seed is not None:
             _require("seed", self.seed, 0 <= self.seed < 1 << 64, "0 to 2**64 - 1")
 
@@ -70,9 +75,10 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
-    def has_penalties(self) -> bool:
-        """Whether tokens already seen matter."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+    def changes_logits(self) -> bool:
+        """Whether penalties or a bias come before everything else."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
 
 
 def _require(name: str, value: float, is_right: bool, wanted: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama_gpu.engine.generation import FinishReason, Generation, GenerationRequest, chunks
+from dllama_gpu.engine.events import FinishReason
+from dllama_gpu.engine.generation import Generation, GenerationRequest, chunks
 from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.errors import DllamaError
 from tests.unit.engine.fake_program import FakeProgram

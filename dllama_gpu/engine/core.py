@@ -1,0 +1,239 @@
+"""Continuous batching without threads: a queue, requests in slots, and one step after the other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from dllama_gpu.engine.active import ActiveRequest
+from dllama_gpu.engine.events import Event, FinishReason, StartedEvent
+from dllama_gpu.engine.meters import Meters
+from dllama_gpu.engine.prediction import Prediction, read_predictions
+from dllama_gpu.engine.scheduler import (
+    Portion,
+    Running,
+    Slot,
+    StepLimits,
+    choose_slot,
+    next_in_queue,
+    plan_step,
+    prompt_rows_within,
+)
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program
+from dllama_gpu.graph.graph import Graph
+
+_log = logging.getLogger(__name__)
+_SMOOTHING = 0.2
+
+
+class ProgramFailedError(Exception):
+    """The program cannot go on; `cause` is the reason as a sentence."""
+
+    def __init__(self, cause: DllamaError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class CoreOptions:
+    """How steps are made: beside running texts, prompts get about `step_seconds` a step."""
+
+    step_seconds: float = 0.1
+
+
+class EngineCore:
+    """Queue, slots and steps. Everything happens in the calling thread; see `Engine` for many."""
+
+    def __init__(
+        self,
+        program: Program,
+        options: CoreOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._options = options or CoreOptions()
+        self._clock = clock
+        self.meters = Meters(clock)
+        self.queue: list[ActiveRequest] = []
+        self.running: dict[int, ActiveRequest] = {}
+        self.slots: list[Slot] = []
+        self._n_steps = 0
+        self._seconds_per_prompt_row: float | None = None
+        self.use_program(program)
+
+    def use_program(self, program: Program) -> None:
+        """Goes on with another program, whose caches are empty: running requests are computed from their start."""
+        self._program = _Guarded(program)
+        graph = program.graph
+        self.seq_len = graph.seq_len
+        self._seconds_per_prompt_row = None
+        self.slots = [Slot([], True) for _ in range(graph.n_slots)]
+        # Those that find no place in a smaller program were first in the queue once, and are again.
+        self.queue = [*self.running.values(), *self.queue]
+        for active in self.running.values():
+            active.n_computed = 0
+        self.running = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.queue or self.running)
+
+    def add(self, active: ActiveRequest) -> None:
+        """Puts a request at the end of the queue."""
+        self.queue.append(active)
+
+    def step(self) -> None:
+        """Ends what is to end, gives free slots to the queue, and computes one step.
+
+        Raises ProgramFailedError when the program fails; `use_program` or `fail_all` must follow.
+        """
+        self.end_early()
+        self._admit()
+        if not self.running:
+            return
+        portions = plan_step(
+            [Running(slot, active.n_missing, 0, active.last_step) for slot, active in self.running.items()],
+            self._limits(),
+        )
+        self._compute(portions)
+
+    def fail_all(self, error: DllamaError) -> None:
+        """Ends all requests with an error."""
+        for active in [*self.running.values(), *self.queue]:
+            self._fail(active, error)
+        self.queue = []
+
+    def end_early(self) -> None:
+        """Ends requests that were cancelled or whose time is up."""
+        now = self._clock()
+        reasons = [(active, active.end_before_step(now)) for active in (*self.running.values(), *self.queue)]
+        self.queue = [active for active, reason in reasons if reason is None and active in self.queue]
+        for active, reason in reasons:
+            if reason is not None:
+                self._finish(active, reason)
+
+    def _admit(self) -> None:
+        while self.queue:
+            clients = [active.request.client for active in self.queue]
+            number = next_in_queue(clients, [active.request.client for active in self.running.values()])
+            choice = choose_slot(self.queue[number].tokens, self.slots)
+            if choice is None:
+                return
+            active = self.queue.pop(number)
+            now, is_new = self._clock(), not active.has_started
+            active.start(choice.slot, choice.n_reused, now)
+            self.running[choice.slot] = active
+            self.slots[choice.slot] = Slot([], False, self._n_steps)
+            if is_new:
+                self.meters.started(active, now)
+                self._tell(active, StartedEvent(choice.n_reused))
+
+    def _limits(self) -> StepLimits:
+        graph = self._program.graph
+        return StepLimits(
+            graph.max_rows,
+            graph.max_rows if graph.max_logit_rows is None else graph.max_logit_rows,
+            prompt_rows_within(self._options.step_seconds, self._seconds_per_prompt_row, graph.max_rows),
+        )
+
+    def _compute(self, portions: Sequence[Portion]) -> None:
+        rows = []
+        for portion in portions:
+            active = self.running[portion.slot]
+            begin = active.n_computed
+            for index in range(begin, begin + portion.n_rows):
+                last = index == begin + portion.n_rows - 1
+                rows.append(active.row(index, wants_logits=last and portion.wants_logits))
+        started = self._clock()
+        self._program.run(Batch.of(rows))
+        n_logit_rows = sum(row.wants_logits for row in rows)
+        predictions = iter(read_predictions(self._program, n_logit_rows) if n_logit_rows else [])
+        now = self._clock()
+        n_prompt_rows = sum(portion.n_rows for portion in portions if portion.n_rows > 1)
+        self._measure(now - started, n_prompt_rows)
+        n_tokens = 0
+        for portion in portions:
+            active = self.running[portion.slot]
+            active.n_computed += portion.n_rows
+            active.last_step = self._n_steps
+            if portion.wants_logits:
+                n_tokens += self._advance(active, next(predictions))
+        self._n_steps += 1
+        self.meters.stepped(self._clock(), self._clock() - started, n_prompt_rows, n_tokens)
+
+    def _advance(self, active: ActiveRequest, prediction: Prediction) -> int:
+        """Chooses the next token of a request, and tells it; returns how many there were."""
+        now = self._clock()
+        try:
+            advance = active.advance(prediction, self.seq_len, now)
+        except DllamaError as error:
+            self._fail(active, error)
+            return 0
+        self.meters.tokens(active, 1, now)
+        if advance.event is not None:
+            self._tell(active, advance.event)
+        if advance.reason is not None:
+            self._finish(active, advance.reason)
+        return 1
+
+    def _measure(self, seconds: float, n_prompt_rows: int) -> None:
+        """Keeps in mind what a row of a prompt costs."""
+        if n_prompt_rows:
+            each, old = seconds / n_prompt_rows, self._seconds_per_prompt_row
+            self._seconds_per_prompt_row = each if old is None else old + _SMOOTHING * (each - old)
+
+    def _finish(self, active: ActiveRequest, reason: FinishReason) -> None:
+        self._release(active)
+        self.meters.n_finished[reason] += 1
+        self._tell(active, active.finished(reason, self._clock()))
+
+    def _fail(self, active: ActiveRequest, error: DllamaError) -> None:
+        self._release(active)
+        self.meters.n_failed += 1
+        self._tell(active, active.failed(error, self._clock()))
+
+    def _release(self, active: ActiveRequest) -> None:
+        if self.running.get(active.slot) is active:
+            del self.running[active.slot]
+            self.slots[active.slot] = Slot(active.tokens[: active.n_computed], True, self._n_steps)
+
+    def _tell(self, active: ActiveRequest, event: Event) -> None:
+        try:
+            active.on_event(event)
+        except Exception:
+            _log.exception("request %s: its receiver failed, so it is cancelled", active.request.request_id)
+            active.cancelled = True
+
+
+class _Guarded:
+    """A program whose every failure is a ProgramFailedError."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.graph: Graph = program.graph
+
+    def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
+        try:
+            self._program.run(batch)
+        except Exception as error:
+            raise _failure(error) from error
+
+    def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        try:
+            return self._program.buffer(name, n_rows)
+        except Exception as error:
+            raise _failure(error) from error
+
+
+def _failure(error: Exception) -> ProgramFailedError:
+    if isinstance(error, DllamaError):
+        return ProgramFailedError(error)
+    _log.error("a step of the model failed", exc_info=error)
+    return ProgramFailedError(DllamaError(f"a step of the model failed ({type(error).__name__}: {error})"))
