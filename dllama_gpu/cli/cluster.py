@@ -6,22 +6,25 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.cluster_options import AUTO
 from dllama_gpu.cli.display import blank_line, note, progress, size_text
 from dllama_gpu.cli.trace import save_trace
+from dllama_gpu.cli.workers import usable_workers
 from dllama_gpu.engine.loading import build_graph
 from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.advice import consult
-from dllama_gpu.graph.batch import Device
+from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.llama import GraphOptions
 from dllama_gpu.graph.profile import NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import Shard, Span, shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
+from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.cluster import ROOT, Cluster
-from dllama_gpu.net.cluster_program import ClusterProgram
 from dllama_gpu.net.key import read_key
 from dllama_gpu.net.measure import measure_speed
 from dllama_gpu.net.messages import NodeStatistics, printable
@@ -38,13 +41,24 @@ def connect(options: Options, *, measure: Sequence[FloatType]) -> Cluster:
     key, warning = read_key(options.key_file, os.environ)
     if warning is not None:
         note("warning", warning)
-    note("cluster", f"connecting to {', '.join(options.workers)}" + (", measuring nodes and links" if measure else ""))
-    cluster = Cluster.connect(options.workers, key=key, timeout=options.worker_timeout, measure=measure)
+    addresses = _addresses(options, has_key=key is not None)
+    note("cluster", f"connecting to {', '.join(addresses)}" + (", measuring nodes and links" if measure else ""))
+    cluster = Cluster.connect(addresses, key=key, timeout=options.worker_timeout, measure=measure)
     for worker in cluster.workers:
         report = worker.report
         machine = ", ".join(filter(None, (report.host_name, report.device, report.cpu)))
         note("worker", f"{worker.address}: {printable(machine, 200)}, dllama-gpu {printable(report.release, 40)}")
     return cluster
+
+
+def _addresses(options: Options, *, has_key: bool) -> list[str]:
+    """The workers that --workers names, those found among them."""
+    named = [address for address in options.workers if address != AUTO]
+    if AUTO not in options.workers:
+        return named
+    note("cluster", "looking for workers on this network")
+    known = {Address.parse(address) for address in named}
+    return named + [address for address in usable_workers(has_key) if Address.parse(address) not in known]
 
 
 def measured_nodes(source: ModelSource, device: Device, options: Options, cluster: Cluster) -> list[NodeProfile]:
@@ -57,22 +71,29 @@ def measured_nodes(source: ModelSource, device: Device, options: Options, cluste
 @contextmanager
 def load_cluster(
     source: ModelSource, device: Device, options: Options, graph_options: GraphOptions
-) -> Iterator[ClusterProgram]:
+) -> Iterator[Program]:
     """Spreads the model over this node and the workers that `options` name; lets them go after the block.
 
-    What each node did is written to standard error at the end. Raises DllamaError naming the worker that cannot be had
-    or was lost, or saying how much memory is missing.
+    Of workers that were found those are used that make it faster, possibly none. What each node did is written to
+    standard error at the end. Raises DllamaError naming the worker that cannot be had or was lost, or saying how much
+    memory is missing.
     """
     measured = () if options.ratio is not None else (source.spec.weight_type,)
     with connect(options, measure=measured) as cluster:
         wire = FloatType(options.buffer_float_type)
         shards = _shards(source, device, options, graph_options, cluster, wire)
         graphs = [build_graph(source, graph_options, shard) for shard in shards]
+        if not cluster.workers:
+            note("cluster", "no worker that was found would make it faster, so this node works alone")
+            with load_alone(source, graphs[0], device, options) as alone:
+                yield alone
+            return
         names = [ROOT, *(str(worker.address) for worker in cluster.workers)]
         for name, shard, graph in zip(names, shards, graphs, strict=True):
             note("share", _describe_share(name, shard, graph))
         with progress("loading weights", "bytes") as advance:
-            program = cluster.load(source, graphs, device, wire=wire, cache_folder=default_folder(), progress=advance)
+            folder = None if options.no_cache else options.cache_dir or default_folder()
+            program = cluster.load(source, graphs, device, wire=wire, cache_folder=folder, progress=advance)
         summary = cluster.load_summary
         note(
             "sent",
@@ -115,10 +136,16 @@ def _shards(
     )
     if outlook.advice is not None:
         note("advice", outlook.advice)
-    if outlook.plan is None:
+    plan = outlook.plan
+    if AUTO in options.workers and outlook.best.names != (plan and plan.names):
+        plan = outlook.best
+        note("cluster", f"using {', '.join(plan.names)}")
+        ranks = {str(worker.address): worker.rank for worker in cluster.workers}
+        cluster.keep([ranks[name] for name in plan.names[1:]])
+    if plan is None:
         raise DllamaError(f"the model does not fit these nodes: {outlook.problem}")
-    note("expected", f"{outlook.plan.tokens_per_second:.1f} tokens/s, {outlook.plan.bottleneck} computes longest")
-    return outlook.plan.shards
+    note("expected", f"{plan.tokens_per_second:.1f} tokens/s, {plan.bottleneck} computes longest")
+    return plan.shards
 
 
 def _describe_share(name: str, shard: Shard, graph: Graph) -> str:

@@ -11,6 +11,8 @@ from dllama_gpu.cli.arguments import Options, Parser, UsageError, number
 from dllama_gpu.errors import DllamaError
 
 DEFAULT_TIMEOUT = 10.0
+AUTO = "auto"
+"""In place of a worker's address: those that are found."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -46,7 +48,11 @@ def add_cluster_arguments(parser: Parser) -> None:
     """Declares what a root must know of its workers."""
     group = parser.add_argument_group("cluster")
     group.add_argument(
-        "--workers", nargs="+", metavar="HOST:PORT", help="share the model with these `dllama-gpu worker`s"
+        "--workers",
+        nargs="+",
+        metavar="HOST:PORT",
+        help="share the model with these `dllama-gpu worker`s; `auto` finds the free ones on this network and uses "
+        "those that make it faster",
     )
     group.add_argument(
         "--ratio",
@@ -74,6 +80,13 @@ def add_cluster_arguments(parser: Parser) -> None:
         help="memory that this node's share may take, e.g. 3G (default: what is free)",
     )
     group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where this node remembers the hashes of its models (default: this system's folder for caches)",
+    )
+    group.add_argument("--no-cache", action="store_true", help="compute the hashes anew and remember nothing")
+    group.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
@@ -88,12 +101,14 @@ def check_cluster_options(options: Options, program: str) -> None:
     """
     if options.trace is not None:
         check_trace_path(options.trace)
-    if options.trace is not None:
-        check_trace_path(options.trace)
+    if options.no_cache and options.cache_dir is not None:
+        raise UsageError("--no-cache leaves nothing for --cache-dir to say", program)
     if options.workers is None:
-        for name in ("ratio", "key_file", "max_memory"):
-            if getattr(options, name) is not None:
+        for name in ("ratio", "key_file", "max_memory", "no_cache", "cache_dir"):
+            if getattr(options, name) not in (None, False):
                 raise UsageError(f"--{name.replace('_', '-')} has a meaning with --workers only", program)
+    elif AUTO in options.workers and options.ratio is not None:
+        raise UsageError("--ratio shares among workers in a known order; name them in place of auto", program)
     elif options.ratio is not None and len(options.ratio) != 1 + len(options.workers):
         raise UsageError(
             f"--ratio has {len(options.ratio)} shares, but there are {1 + len(options.workers)} nodes, this one first",

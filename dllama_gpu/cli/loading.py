@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options, UsageError
-from dllama_gpu.cli.display import note, progress, size_text
+from dllama_gpu.cli.display import note, size_text
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenizer
@@ -68,18 +69,8 @@ def load_program(
     graph = build_graph(model.source, graph_options)
     _describe(model, graph, device, alone=options.workers is None)
     if options.workers is None:
-        with progress("loading weights", "bytes") as advance:
-            program: Program = device.compile(graph, model.source, advance)
-        seconds = time.perf_counter() - started
-        if options.trace is None:
-            yield LoadedProgram(program, seconds)
-        else:
-            from dllama_gpu.cli.trace import save_trace
-            from dllama_gpu.net.trace import TracedProgram
-
-            traced = TracedProgram(program)
-            yield LoadedProgram(traced, seconds)
-            save_trace(options.trace, traced.lanes(), graph, model.source.path.name)
+        with load_alone(model.source, graph, device, options) as program:
+            yield LoadedProgram(program, time.perf_counter() - started)
         return
 
     from dllama_gpu.cli.cluster import load_cluster

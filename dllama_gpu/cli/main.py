@@ -21,6 +21,7 @@ _COMMANDS = {
     "perplexity": "measure how well a model predicts a text",
     "devices": "show what this machine offers and which kernels are chosen",
     "worker": "lend this machine to a root elsewhere",
+    "workers": "list the workers on this network",
     "plan": "say what a cluster would do with a model before anything is loaded",
     "convert": "turn a GGUF file into .m and .t files",
 }

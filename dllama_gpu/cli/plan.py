@@ -24,7 +24,7 @@ The result goes to standard output."""
 
 _USUAL_SEQ_LEN = 4096
 _MAX_ROWS = 128
-_OF_MACHINES = ("workers", "key_file", "max_memory", "nthreads", "pin_threads")
+_OF_MACHINES = ("workers", "key_file", "max_memory", "nthreads", "pin_threads", "no_cache", "cache_dir")
 
 
 def add_arguments(parser: Parser) -> None:

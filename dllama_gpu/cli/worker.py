@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import dllama_gpu
 from dllama_gpu.cli.arguments import Options, Parser, UsageError, whole_number
 from dllama_gpu.cli.cluster_options import byte_size
 from dllama_gpu.cli.display import note, size_text
@@ -15,6 +17,8 @@ from dllama_gpu.cli.failures import SUCCESS
 
 if TYPE_CHECKING:
     from dllama_gpu.net.addresses import Address
+    from dllama_gpu.net.announcement import Announcement
+    from dllama_gpu.net.session import Node
     from dllama_gpu.net.store import SliceStore
     from dllama_gpu.net.worker import WorkerServer
 
@@ -46,6 +50,11 @@ def add_arguments(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="serve only roots that know the key in this file (default: the one in DLLAMA_GPU_KEY, if set)",
+    )
+    network.add_argument(
+        "--no-announce",
+        action="store_true",
+        help="be found by address alone; without it `dllama-gpu workers` and --workers auto find this worker too",
     )
     computation = parser.add_argument_group("computation")
     computation.add_argument(
@@ -108,19 +117,44 @@ def run(options: Options) -> int:
         advertised=Address.parse(options.advertise, options.port) if options.advertise else None,
         log=lambda text: note("worker", text),
     )
-    note("device", f"{make_device().name}, {cpu_name()}")
+    device = f"{make_device().name}, {cpu_name()}"
+    note("device", device)
     available = memory()
     if available is not None:
         note("memory", size_text(available))
     note("cache", "none" if folder is None else f"{folder}, at most {size_text(limit)}")
-    server = WorkerServer(node, options.host, options.port)
+    announcement: Announcement | None = None
+
+    def told_busy(busy: bool) -> None:
+        if announcement is not None:
+            announcement.set_busy(busy)
+
+    server = WorkerServer(node, options.host, options.port, told_busy)
     note("listening", ", ".join(map(str, server.addresses)))
     if warning is not None:
         note("warning", warning)
     if key is None:
         note("warning", _without_key(server.addresses))
-    _serve(server)
+    if not options.no_announce:
+        announcement = _announce(server, node, device)
+    try:
+        _serve(server)
+    finally:
+        if announcement is not None:
+            announcement.close()
     return SUCCESS
+
+
+def _announce(server: WorkerServer, node: Node, device: str) -> Announcement:
+    from dllama_gpu.net.announcement import Announcement
+
+    texts = {
+        "host": platform.node(),
+        "device": device,
+        "release": dllama_gpu.__version__,
+        "key": "0" if node.key is None else "1",
+    }
+    return Announcement(server.addresses, texts, node.log)
 
 
 def _without_key(addresses: list[Address]) -> str:

@@ -58,9 +58,20 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def is_link_local(host: str) -> bool:
+    """Whether `host` is a number of IPv6 that only the machines on one cable know."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return address.version == 6 and address.is_link_local
+    return False
+
+
 def peer_of(connection: socket.socket) -> Address:
     """The other end of a connection; IPv4 in IPv6 is written as IPv4. Raises OSError when it is gone."""
-    host, port = connection.getpeername()[:2]
+    endpoint = connection.getpeername()
+    host, port = endpoint[:2]
+    if len(endpoint) == 4 and endpoint[3] and "%" not in host:  # link-local: it says nothing without the interface
+        host = f"{host}%{endpoint[3]}"
     return Address(host.removeprefix("::ffff:"), port)
 
 
@@ -78,10 +89,12 @@ def dial(address: Address, timeout: float) -> socket.socket:
             f"the name {address.host} of a node cannot be found ({reason}); check it, or give the node's number"
         ) from None
     failure: OSError | None = None
-    for family, kind, protocol, _, endpoint in candidates:
+    for number, (family, kind, protocol, _, endpoint) in enumerate(candidates):
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(max(0.1, deadline - time.monotonic()))
+            # One that answers nothing must leave the others time.
+            left = (deadline - time.monotonic()) / (len(candidates) - number)
+            connection.settimeout(max(0.1, left))
             connection.connect(endpoint)
         except OSError as error:
             connection.close()

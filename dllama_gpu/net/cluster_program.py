@@ -75,7 +75,8 @@ class Worker:
         if self.report.advertised is not None:
             advertised = Address.parse(self.report.advertised, self.address.port)
             return advertised.host, advertised.port
-        return peer_of(self.channel.connection).host, self.address.port
+        # The number of an interface is this machine's alone.
+        return peer_of(self.channel.connection).host.partition("%")[0], self.address.port
 
     def leave(self) -> None:
         """Says goodbye, if the worker still listens."""

@@ -44,6 +44,10 @@ class HandshakeError(DllamaError):
     """The other end is no node of this cluster."""
 
 
+class SilentVisitorError(HandshakeError):
+    """The other end left without a word."""
+
+
 @dataclass(frozen=True)
 class _Greeting:
     raw: bytes
@@ -160,18 +164,19 @@ class _Reader:
     def greeting(self) -> _Greeting:
         data = b""
         while len(data) < _GREETING.size:
-            data += self._some(_GREETING.size - len(data))
+            data += self._some(_GREETING.size - len(data), first=not data)
             if not data.startswith(MAGIC[: len(data)]):
                 raise HandshakeError(self._stranger(data))
         _, lowest, highest, has_key, release, _ = _GREETING.unpack(data)
         shown = printable(release.rstrip(b"\0").decode("ascii", "replace"))
         return _Greeting(data, lowest, highest, bool(has_key), shown)
 
-    def _some(self, n_bytes: int) -> bytes:
+    def _some(self, n_bytes: int, *, first: bool = False) -> bytes:
         self._wait()
         data = self.connection.recv(n_bytes)
         if not data:
-            raise HandshakeError(f"{self.peer} closed the connection before it said who it is")
+            kind = SilentVisitorError if first else HandshakeError
+            raise kind(f"{self.peer} closed the connection before it said who it is")
         return data
 
     def _wait(self) -> None:

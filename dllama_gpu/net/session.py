@@ -18,7 +18,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.net.addresses import Address, is_loopback, peer_of
+from dllama_gpu.net.addresses import Address, is_link_local, is_loopback, peer_of
 from dllama_gpu.net.algorithm import choose_algorithm
 from dllama_gpu.net.channel import Channel, ChannelError
 from dllama_gpu.net.exchange import Choose, MeshExchange
@@ -214,10 +214,14 @@ class Session:
         return open_peer(address, name, self._node.key, self._hello.token, table.rank, table.timeout).connection
 
     def _as_seen_from_here(self, host: str, port: int) -> Address:
-        """A node that the root reaches on its own machine is, from another one, where the root is."""
-        if is_loopback(host):
-            root = peer_of(self._channel.connection).host
-            host = host if is_loopback(root) else root
+        """A node that the root reaches on its own machine is, from another one, where the root is; one that it reaches
+        by a link-local address is on the cable that leads to the root.
+        """
+        root = peer_of(self._channel.connection).host
+        if is_loopback(host) and not is_loopback(root):
+            host = root
+        if is_link_local(host) and "%" not in host and "%" in root:
+            host += root[root.index("%") :]
         return Address(host, port)
 
     def _await_lower(self, table: PeerTable) -> dict[int, socket.socket]:

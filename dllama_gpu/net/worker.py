@@ -8,11 +8,12 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.net.addresses import DEFAULT_PORT, Address, listen, peer_of, prepare
 from dllama_gpu.net.channel import Channel
-from dllama_gpu.net.handshake import HANDSHAKE_SECONDS, greet
+from dllama_gpu.net.handshake import HANDSHAKE_SECONDS, SilentVisitorError, greet
 from dllama_gpu.net.links import answer_probe
 from dllama_gpu.net.messages import Failure, PeerHello, ProbeHello, RootHello, Welcome
 from dllama_gpu.net.session import Node, Session
@@ -26,12 +27,19 @@ _ENDING_SECONDS = 1.0
 class WorkerServer:
     """Listens on `host` (None: every address of this machine) and `port` (0: a free one) from construction on.
 
-    `serve` runs until `stop`, which any thread or signal handler may call. Raises DllamaError from the constructor
-    when it cannot listen.
+    `told_busy` hears whenever a root begins to use the worker, and when that ends. `serve` runs until `stop`, which
+    any thread or signal handler may call. Raises DllamaError from the constructor when it cannot listen.
     """
 
-    def __init__(self, node: Node, host: str | None = None, port: int = DEFAULT_PORT) -> None:
+    def __init__(
+        self,
+        node: Node,
+        host: str | None = None,
+        port: int = DEFAULT_PORT,
+        told_busy: Callable[[bool], None] = lambda busy: None,
+    ) -> None:
         self._node = node
+        self._told_busy = told_busy
         self._listeners = listen(host, port)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -94,6 +102,8 @@ class WorkerServer:
         session: Session | None = None
         try:
             session = self._admit(connection)
+        except SilentVisitorError:  # looked whether somebody listens
+            pass
         except (DllamaError, OSError) as error:
             self._node.log(str(error))
         except Exception as error:  # whatever a stranger provokes, the worker goes on
@@ -165,6 +175,7 @@ class WorkerServer:
 
     def _run(self, session: Session) -> None:
         self._node.log(f"working for the root at {session.root}")
+        self._told_busy(True)
         end = "the root is done"
         try:
             session.run()
@@ -176,6 +187,7 @@ class WorkerServer:
         with self._idle:
             self._session = None
             self._idle.notify_all()
+        self._told_busy(False)
         self._node.log(f"session ended: {end}; waiting for a root")
 
     def _close(self) -> None:

@@ -28,9 +28,12 @@ class WorkerCommand:
         host: str = "127.0.0.1",
         python: Sequence[str] = (sys.executable,),
         folder: Path = REPOSITORY,
+        announce: bool = False,
     ) -> None:
         command = [*python, "-m", "dllama_gpu.cli.main", "worker", "--host", host, "--port", "0"]
         command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
+        if not announce:  # other tests may be looking for workers
+            command += ["--no-announce"]
         self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.address = ""
