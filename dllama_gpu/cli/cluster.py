@@ -81,7 +81,8 @@ def load_cluster(
     measured = () if options.ratio is not None else (source.spec.weight_type,)
     with connect(options, measure=measured) as cluster:
         wire = FloatType(options.buffer_float_type)
-        shards = _shards(source, device, options, graph_options, cluster, wire)
+        nodes = measured_nodes(source, device, options, cluster) if measured else []
+        shards = shares(source, nodes, options, graph_options, cluster, wire)
         graphs = [build_graph(source, graph_options, shard) for shard in shards]
         if not cluster.workers:
             note("cluster", "no worker that was found would make it faster, so this node works alone")
@@ -89,17 +90,11 @@ def load_cluster(
                 yield alone
             return
         names = [ROOT, *(str(worker.address) for worker in cluster.workers)]
-        for name, shard, graph in zip(names, shards, graphs, strict=True):
-            note("share", _describe_share(name, shard, graph))
+        note_shares(names, shards, graphs)
         with progress("loading weights", "bytes") as advance:
             folder = None if options.no_cache else options.cache_dir or default_folder()
             program = cluster.load(source, graphs, device, wire=wire, cache_folder=folder, progress=advance)
-        summary = cluster.load_summary
-        note(
-            "sent",
-            f"{size_text(summary.sent_bytes)} of the {size_text(summary.worker_bytes)} that the workers hold"
-            + ("; the rest was in their caches" if summary.sent_bytes < summary.worker_bytes else ""),
-        )
+        note_sent(cluster)
         if options.trace is not None:
             program.start_trace()
         yield program
@@ -108,31 +103,27 @@ def load_cluster(
             save_trace(options.trace, program.trace(), program.graph, source.path.name)
 
 
-def _shards(
+def shares(
     source: ModelSource,
-    device: Device,
+    nodes: Sequence[NodeProfile],
     options: Options,
     graph_options: GraphOptions,
     cluster: Cluster,
     wire: FloatType,
 ) -> Sequence[Shard]:
-    """Shares as --ratio says or as the planner finds them; what it expects and advises goes to standard error."""
+    """Shares as --ratio says, or as the planner finds them for these `nodes`, the root first.
+
+    What it expects and advises goes to standard error. With found workers those are let go that do not make it faster.
+    """
     spec = source.spec
     if options.ratio is not None:
         return shard_by_ratio(spec, options.ratio)
     outlook = consult(
         spec,
         source.tensors,
-        measured_nodes(source, device, options, cluster),
+        nodes,
         cluster.link,
-        PlanOptions(
-            seq_len=graph_options.seq_len,
-            n_slots=graph_options.n_slots,
-            max_rows=graph_options.max_rows,
-            max_logit_rows=graph_options.max_logit_rows,
-            buffer_type=graph_options.buffer_type,
-            wire=wire,
-        ),
+        plan_options(graph_options, wire),
     )
     if outlook.advice is not None:
         note("advice", outlook.advice)
@@ -146,6 +137,34 @@ def _shards(
         raise DllamaError(f"the model does not fit these nodes: {outlook.problem}")
     note("expected", f"{plan.tokens_per_second:.1f} tokens/s, {plan.bottleneck} computes longest")
     return plan.shards
+
+
+def plan_options(graph_options: GraphOptions, wire: FloatType) -> PlanOptions:
+    """What the planner must know of a graph."""
+    return PlanOptions(
+        seq_len=graph_options.seq_len,
+        n_slots=graph_options.n_slots,
+        max_rows=graph_options.max_rows,
+        max_logit_rows=graph_options.max_logit_rows,
+        buffer_type=graph_options.buffer_type,
+        wire=wire,
+    )
+
+
+def note_shares(names: Sequence[str], shards: Sequence[Shard], graphs: Sequence[Graph]) -> None:
+    """Writes who has which part of the model."""
+    for name, shard, graph in zip(names, shards, graphs, strict=True):
+        note("share", _describe_share(name, shard, graph))
+
+
+def note_sent(cluster: Cluster) -> None:
+    """Writes how much of the weights crossed the network."""
+    summary = cluster.load_summary
+    note(
+        "sent",
+        f"{size_text(summary.sent_bytes)} of the {size_text(summary.worker_bytes)} that the workers hold"
+        + ("; the rest was in their caches" if summary.sent_bytes < summary.worker_bytes else ""),
+    )
 
 
 def _describe_share(name: str, shard: Shard, graph: Graph) -> str:

@@ -44,8 +44,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def add_cluster_arguments(parser: Parser) -> None:
-    """Declares what a root must know of its workers."""
+def add_cluster_arguments(parser: Parser, *, trace: bool = True) -> None:
+    """Declares what a root must know of its workers; `trace` for commands that do one thing and end."""
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--workers",
@@ -86,6 +86,9 @@ def add_cluster_arguments(parser: Parser) -> None:
         help="where this node remembers the hashes of its models (default: this system's folder for caches)",
     )
     group.add_argument("--no-cache", action="store_true", help="compute the hashes anew and remember nothing")
+    if not trace:
+        parser.set_defaults(trace=None)
+        return
     group.add_argument(
         "--trace",
         type=Path,

@@ -67,7 +67,7 @@ def load_program(
         buffer_type=BufferType(options.buffer_float_type),
     )
     graph = build_graph(model.source, graph_options)
-    _describe(model, graph, device, alone=options.workers is None)
+    describe(model, graph, device, alone=options.workers is None)
     if options.workers is None:
         with load_alone(model.source, graph, device, options) as program:
             yield LoadedProgram(program, time.perf_counter() - started)
@@ -79,7 +79,8 @@ def load_program(
         yield LoadedProgram(cluster_program, time.perf_counter() - started)
 
 
-def _describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> None:
+def describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> None:
+    """Writes what a person wants to know of a model before it is loaded, as one graph or on this node `alone`."""
     note("model", f"{model.source.path.name}: {_shape(model.spec)}")
     types = sorted(weight_types(graph).items(), key=lambda item: -item[1])
     parts = ", ".join(f"{float_type.value} {size_text(size)}" for float_type, size in types)

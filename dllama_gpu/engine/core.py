@@ -64,20 +64,27 @@ class EngineCore:
         self.running: dict[int, ActiveRequest] = {}
         self.slots: list[Slot] = []
         self._n_steps = 0
+        self._program: _Guarded | None = None
         self._seconds_per_prompt_row: float | None = None
         self.use_program(program)
 
     def use_program(self, program: Program) -> None:
-        """Goes on with another program, whose caches are empty: running requests are computed from their start."""
+        """Goes on with another program, whose caches are empty; requests that were running are first in the queue."""
         self._program = _Guarded(program)
         graph = program.graph
-        self.seq_len = graph.seq_len
+        self.seq_len, self.vocab_size = graph.seq_len, graph.vocab_size
         self._seconds_per_prompt_row = None
         self.slots = [Slot([], True) for _ in range(graph.n_slots)]
-        # Those that find no place in a smaller program were first in the queue once, and are again.
+
+    def drop_program(self) -> None:
+        """Lets go of a program that failed, so that its memory is free; running requests go back into the queue.
+
+        They keep their tokens and are computed from their start by the next program. `use_program` must come before
+        another step.
+        """
+        self._program = None
+        self.slots = [Slot([], True) for _ in self.slots]
         self.queue = [*self.running.values(), *self.queue]
-        for active in self.running.values():
-            active.n_computed = 0
         self.running = {}
 
     @property
@@ -96,13 +103,13 @@ class EngineCore:
         """
         self.end_early()
         self._admit()
-        if not self.running:
+        if not self.running or self._program is None:
             return
         portions = plan_step(
             [Running(slot, active.n_missing, 0, active.last_step) for slot, active in self.running.items()],
-            self._limits(),
+            self._limits(self._program.graph),
         )
-        self._compute(portions)
+        self._compute(self._program, portions)
 
     def fail_all(self, error: DllamaError) -> None:
         """Ends all requests with an error."""
@@ -135,15 +142,14 @@ class EngineCore:
                 self.meters.started(active, now)
                 self._tell(active, StartedEvent(choice.n_reused))
 
-    def _limits(self) -> StepLimits:
-        graph = self._program.graph
+    def _limits(self, graph: Graph) -> StepLimits:
         return StepLimits(
             graph.max_rows,
             graph.max_rows if graph.max_logit_rows is None else graph.max_logit_rows,
             prompt_rows_within(self._options.step_seconds, self._seconds_per_prompt_row, graph.max_rows),
         )
 
-    def _compute(self, portions: Sequence[Portion]) -> None:
+    def _compute(self, program: _Guarded, portions: Sequence[Portion]) -> None:
         rows = []
         for portion in portions:
             active = self.running[portion.slot]
@@ -152,9 +158,9 @@ class EngineCore:
                 last = index == begin + portion.n_rows - 1
                 rows.append(active.row(index, wants_logits=last and portion.wants_logits))
         started = self._clock()
-        self._program.run(Batch.of(rows))
+        program.run(Batch.of(rows))
         n_logit_rows = sum(row.wants_logits for row in rows)
-        predictions = iter(read_predictions(self._program, n_logit_rows) if n_logit_rows else [])
+        predictions = iter(read_predictions(program, n_logit_rows) if n_logit_rows else [])
         now = self._clock()
         n_prompt_rows = sum(portion.n_rows for portion in portions if portion.n_rows > 1)
         self._measure(now - started, n_prompt_rows)

@@ -77,7 +77,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._clock = clock
         self._rebuild = rebuild
-        self._program = program
+        self._cluster = program if isinstance(program, ClusterProgram) else None
         self._core = EngineCore(program, CoreOptions(self.options.step_seconds), clock=clock)
         self._meters = self._core.meters
         self._wake = threading.Condition()
@@ -89,6 +89,7 @@ class Engine:
         self._recovery: Recovery | None = None
         self._state = "ready"
         self._message: str | None = None
+        self._lost_at = 0.0
         self._nodes: tuple[NodeStatistics, ...] = ()
         self._nodes_at = self._nodes_wanted_at = -_NODES_WANTED_SECONDS
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -224,7 +225,7 @@ class Engine:
             raise DllamaError(EMPTY_PROMPT)
         if len(request.prompt) > self.seq_len:
             raise PromptTooLongError(len(request.prompt), self.seq_len)
-        vocab_size = self._program.graph.vocab_size
+        vocab_size = self._core.vocab_size
         wrong = next((token for token in request.prompt if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise DllamaError(f"the prompt has a token {wrong}, but the model's ids are 0 to {vocab_size - 1}")
@@ -277,6 +278,8 @@ class Engine:
         _log.warning("%s; building the program anew", cause)
         with self._wake:
             self._state, self._message = "recovering", str(cause)
+        self._core.drop_program()
+        self._cluster, self._nodes = None, ()
         self._lost_at = self._clock()
         self._recovery = Recovery(self._rebuild)
 
@@ -285,8 +288,8 @@ class Engine:
         if recovery.done.wait(_POLL_SECONDS) and recovery.program is not None:
             seconds = self._clock() - self._lost_at
             _log.warning("recovered after %.1f s", seconds)
-            self._program = recovery.program
             self._core.use_program(recovery.program)
+            self._cluster = recovery.program if isinstance(recovery.program, ClusterProgram) else None
             self._meters.n_recoveries += 1
             self._meters.recovery_seconds += seconds
             self._recovery = None
@@ -299,17 +302,16 @@ class Engine:
             self._core.fail_all(EngineUnavailableError(message, 10.0))
 
     def _nodes_wanted(self) -> bool:
-        return (
-            isinstance(self._program, ClusterProgram) and self._clock() - self._nodes_wanted_at < _NODES_WANTED_SECONDS
-        )
+        return self._cluster is not None and self._clock() - self._nodes_wanted_at < _NODES_WANTED_SECONDS
 
     def _nodes_due(self) -> bool:
         return self._nodes_wanted() and self._clock() - self._nodes_at >= _NODES_EVERY_SECONDS
 
     def _fetch_nodes(self) -> None:
-        assert isinstance(self._program, ClusterProgram)
+        if self._cluster is None:
+            return
         self._nodes_at = self._clock()
         try:
-            self._nodes = tuple(self._program.statistics())
+            self._nodes = tuple(self._cluster.statistics())
         except DllamaError as error:
             raise ProgramFailedError(error) from error

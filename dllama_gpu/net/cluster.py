@@ -78,13 +78,16 @@ class Cluster:
         key: bytes | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         measure: Sequence[FloatType] = (),
+        missing: Callable[[DllamaError], None] | None = None,
     ) -> Cluster:
         """Connects to all workers and learns what they offer.
 
         With weight types to `measure`, every node times its kernels with them, and the ways between all nodes are
-        measured, one after the other. `timeout` bounds the seconds without a byte in everything that follows. Raises
-        DllamaError naming every worker that cannot be had, with the reason.
+        measured, one after the other. `timeout` bounds the seconds without a byte in everything that follows.
+        `missing` is told of each worker that cannot be had, and the cluster does without it, if need be without any.
+        Raises DllamaError naming every such worker, with the reason, if nobody is there to be told.
         """
+        told = _raise_all if missing is None else lambda errors: [missing(error) for error in errors]
         parsed = [Address.parse(address) for address in addresses]
         twice = [address for number, address in enumerate(parsed) if address in parsed[:number]]
         if not parsed or twice:
@@ -95,14 +98,16 @@ class Cluster:
         try:
             opened = _at_once(parsed, lambda address: open_channel(address, f"worker {address}", key, timeout))
             channels = [channel for channel, _ in opened if channel is not None]
-            _raise_all([error for _, error in opened if error is not None])
+            told([error for _, error in opened if error is not None])
+            answered = [address for address, (channel, _) in zip(parsed, opened, strict=True) if channel is not None]
             reported = _at_once(channels, lambda channel: _report(channel, hello))
-            _raise_all([error for _, error in reported if error is not None])
-            workers = [
-                Worker(rank, address, channel, report)
-                for rank, (address, channel, (report, _)) in enumerate(zip(parsed, channels, reported, strict=True), 1)
-                if report is not None
-            ]
+            told([error for _, error in reported if error is not None])
+            workers: list[Worker] = []
+            for address, channel, (report, _) in zip(answered, channels, reported, strict=True):
+                if report is None:
+                    channel.close()
+                else:
+                    workers.append(Worker(1 + len(workers), address, channel, report))
         except BaseException:
             for channel in channels:
                 channel.close()
@@ -305,7 +310,7 @@ def _at_once(
         except DllamaError as error:
             return None, error
 
-    with ThreadPoolExecutor(len(items)) as pool:
+    with ThreadPoolExecutor(max(len(items), 1)) as pool:
         return list(pool.map(attempt, items))
 
 

@@ -1,0 +1,53 @@
+"""Options of commands that serve many requests."""
+
+from __future__ import annotations
+
+from dllama_gpu.cli.arguments import Options, Parser, whole_number
+from dllama_gpu.cli.cluster_options import seconds
+
+DEFAULT_CONTEXT = 4096
+
+
+def add_engine_arguments(parser: Parser, *, slots: int = 4) -> None:
+    """Declares how many requests run at once, and how; `slots` is the default of --slots."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--slots",
+        type=whole_number(1, 256),
+        default=slots,
+        metavar="N",
+        help="requests that run at the same time, each with a KV cache of its own (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-seq-len",
+        type=whole_number(1),
+        metavar="N",
+        help=f"tokens that a slot holds, prompt and answer together (default: the model's context, {DEFAULT_CONTEXT} "
+        "at most)",
+    )
+    group.add_argument(
+        "--max-queue",
+        type=whole_number(0),
+        default=64,
+        metavar="N",
+        help="requests that may wait for a slot; more are refused (default: %(default)s)",
+    )
+    group.add_argument(
+        "--prefill-chunk",
+        type=whole_number(1, 8192),
+        default=128,
+        metavar="N",
+        help="rows of a step at most: tokens of prompts and texts computed together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--recover-seconds",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long requests wait for a lost worker or device before they fail (default: 60)",
+    )
+
+
+def context_length(options: Options, model_max: int) -> int:
+    """Positions of a slot: what --max-seq-len says within the model's own context."""
+    return min(options.max_seq_len or DEFAULT_CONTEXT, model_max)

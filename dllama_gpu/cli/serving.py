@@ -1,0 +1,58 @@
+"""An engine as commands start it: on this node alone or on a cluster, with recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.engine_options import context_length
+from dllama_gpu.cli.loading import describe
+from dllama_gpu.cli.serving_programs import ClusterPrograms, LocalPrograms, NodeShare
+from dllama_gpu.engine.engine import Engine, EngineOptions
+from dllama_gpu.engine.loading import OpenModel, build_graph
+from dllama_gpu.graph.graph import BufferType
+from dllama_gpu.graph.llama import GraphOptions
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running engine and the nodes that compute for it."""
+
+    engine: Engine
+    programs: LocalPrograms | ClusterPrograms
+
+    def nodes(self) -> tuple[NodeShare, ...]:
+        """All nodes by rank as of now, then those that were lost."""
+        return self.programs.nodes
+
+
+@contextmanager
+def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[Serving]:
+    """Loads the model, on this node or with --workers on all of them, and runs an engine on it during the block.
+
+    `options` are those of `add_model_arguments`, `add_device_arguments`, `add_cluster_arguments` (checked) and
+    `add_engine_arguments`; `program` is the command's name for messages about usage. Raises DllamaError when the model
+    cannot be run or a worker cannot be had.
+    """
+    graph_options = GraphOptions(
+        max_rows=options.prefill_chunk,
+        max_logit_rows=min(options.prefill_chunk, options.slots),
+        n_slots=options.slots,
+        seq_len=context_length(options, model.spec.max_seq_len),
+        buffer_type=BufferType(options.buffer_float_type),
+    )
+    kind = LocalPrograms if options.workers is None else ClusterPrograms
+    programs = kind(model.source, options, graph_options, program)
+    describe(model, build_graph(model.source, graph_options), programs.device, alone=options.workers is None)
+    try:
+        with Engine(
+            programs.first(),
+            model.tokenizer,
+            EngineOptions(max_queue=options.max_queue, recover_seconds=options.recover_seconds),
+            rebuild=programs.rebuild,
+        ) as engine:
+            yield Serving(engine, programs)
+    finally:
+        programs.close()

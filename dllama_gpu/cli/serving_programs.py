@@ -1,0 +1,204 @@
+"""Programs of a server that outlive the loss of a device or of workers: built once, and anew when one is lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dllama_gpu.cli.arguments import Options
+from dllama_gpu.cli.cluster import connect, measured_nodes, note_sent, note_shares, plan_options, shares
+from dllama_gpu.cli.cluster_options import AUTO
+from dllama_gpu.cli.display import note, progress
+from dllama_gpu.cli.loading import make_device
+from dllama_gpu.engine.loading import build_graph
+from dllama_gpu.engine.machine import available_memory
+from dllama_gpu.engine.rejoin import Rejoin
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Device, LoadProgress, Program
+from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.plan import best_subset
+from dllama_gpu.graph.plan import plan as plan_shares
+from dllama_gpu.graph.profile import Link, NodeProfile
+from dllama_gpu.graph.shard import Shard, shard_by_ratio
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import ModelSource
+from dllama_gpu.net.cluster import ROOT, Cluster
+from dllama_gpu.net.key import read_key
+from dllama_gpu.net.messages import printable
+from dllama_gpu.net.store import default_folder
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """A node and its part of the model: `share` of all weight bytes; `memory_bytes` is what it said is free."""
+
+    name: str
+    host: str | None
+    device: str
+    share: float
+    weight_bytes: int
+    kv_cache_bytes: int
+    memory_bytes: int | None
+    is_lost: bool = False
+
+
+class LocalPrograms:
+    """Programs of this node alone."""
+
+    def __init__(self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str) -> None:
+        self._options = options
+        self._program = program
+        self._source = source
+        self._graph = build_graph(source, graph_options)
+        self.device = make_device(options, program)
+        self.nodes: tuple[NodeShare, ...] = _node_shares(None, [self._graph], self.device)
+
+    def first(self) -> Program:
+        """Loads, with a progress display."""
+        with progress("loading weights", "bytes") as advance:
+            return self.device.compile(self._graph, self._source, advance)
+
+    def rebuild(self, attempt: int) -> Program:
+        """Loads on a device made anew; implements `engine.recovery.Rebuild`."""
+        gc.collect()  # what was lost may be held by the error that told of it
+        self.device = make_device(self._options, self._program)
+        return self.device.compile(self._graph, self._source)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class ClusterPrograms:
+    """Programs of this node and its workers. Speeds and links are measured once, and serve each later plan too."""
+
+    def __init__(self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str) -> None:
+        self._source = source
+        self._options = options
+        self._graph_options = graph_options
+        self._wire = FloatType(options.buffer_float_type)
+        self.device = make_device(options, program)
+        self._cluster: Cluster | None = None
+        self._profiles: dict[str, NodeProfile] = {}
+        self._links: dict[frozenset[str], Link] = {}
+        self._addresses: list[str] = []
+        self._lost: dict[str, NodeShare] = {}
+        self.nodes: tuple[NodeShare, ...] = ()
+        self._rejoin = Rejoin(self._connect_again, self._load_again)
+
+    def first(self) -> Program:
+        """Connects, measures, plans and loads, and writes what a person wants to know of it to standard error.
+
+        Raises DllamaError naming the worker that cannot be had, or how much memory is missing.
+        """
+        measured = () if self._options.ratio is not None else (self._source.spec.weight_type,)
+        cluster = self._cluster = connect(self._options, measure=measured)
+        nodes = measured_nodes(self._source, self.device, self._options, cluster) if measured else []
+        self._profiles = {node.name: node for node in nodes}
+        self._links = dict(cluster.links)
+        shards = shares(self._source, nodes, self._options, self._graph_options, cluster, self._wire)
+        self._addresses = [str(worker.address) for worker in cluster.workers]
+        graphs = self._graphs(shards)
+        note_shares([ROOT, *self._addresses], shards, graphs)
+        with progress("loading weights", "bytes") as advance:
+            program = self._load(cluster, graphs, advance)
+        if cluster.workers:
+            note_sent(cluster)
+        return program
+
+    def rebuild(self, attempt: int) -> Program:
+        """Plans and loads on those nodes that answer; implements `engine.recovery.Rebuild`."""
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+            gc.collect()  # the lost program's memory is needed for the next one
+        return self._rejoin(attempt)
+
+    def close(self) -> None:
+        """Lets the workers go."""
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _connect_again(self) -> tuple[Cluster, list[str]]:
+        missing: list[str] = []
+        key, _ = read_key(self._options.key_file, os.environ)
+        cluster = Cluster.connect(
+            self._addresses,
+            key=key,
+            timeout=self._options.worker_timeout,
+            missing=lambda error: missing.append(str(error)),
+        )
+        cluster.links = dict(self._links)
+        return cluster, missing
+
+    def _load_again(self, cluster: Cluster) -> Program:
+        shards = self._shards_of(cluster)
+        program = self._load(cluster, self._graphs(shards))
+        self._cluster = cluster
+        return program
+
+    def _shards_of(self, cluster: Cluster) -> Sequence[Shard]:
+        """Shares of the nodes that are left, by what was measured at the start.
+
+        Of found workers those are let go that do not make it faster. Raises DoesNotFitError when memory is too small.
+        """
+        spec = self._source.spec
+        if self._options.ratio is not None:
+            ratio = dict(zip([ROOT, *self._addresses], self._options.ratio, strict=True))
+            left = [ratio[ROOT], *(ratio[str(worker.address)] for worker in cluster.workers)]
+            if not any(left):
+                raise DllamaError("the nodes that are left have no share by --ratio")
+            return shard_by_ratio(spec, left)
+        memory = self._options.max_memory or available_memory()
+        nodes = [self._profiles[ROOT]]
+        if memory is not None:
+            nodes[0] = replace(nodes[0], memory_bytes=memory)
+        for worker in cluster.workers:
+            profile = self._profiles[str(worker.address)]
+            known = worker.report.memory
+            nodes.append(profile if known is None else replace(profile, memory_bytes=known))
+        find_plan = best_subset if AUTO in self._options.workers else plan_shares
+        plan = find_plan(spec, self._source.tensors, nodes, cluster.link, plan_options(self._graph_options, self._wire))
+        ranks = {str(worker.address): worker.rank for worker in cluster.workers}
+        cluster.keep([ranks[name] for name in plan.names[1:]])
+        return plan.shards
+
+    def _graphs(self, shards: Sequence[Shard]) -> list[Graph]:
+        return [build_graph(self._source, self._graph_options, shard) for shard in shards]
+
+    def _load(self, cluster: Cluster, graphs: Sequence[Graph], advance: LoadProgress | None = None) -> Program:
+        folder = None if self._options.no_cache else self._options.cache_dir or default_folder()
+        program: Program
+        if cluster.workers:
+            program = cluster.load(
+                self._source, graphs, self.device, wire=self._wire, cache_folder=folder, progress=advance
+            )
+        else:
+            note("cluster", "no worker takes part, so this node works alone")
+            program = self.device.compile(graphs[0], self._source, advance)
+        present = _node_shares(cluster, graphs, self.device)
+        names = {node.name for node in present}
+        self._lost |= {node.name: replace(node, is_lost=True) for node in self.nodes if node.name not in names}
+        self.nodes = (*present, *(node for name, node in self._lost.items() if name not in names))
+        return program
+
+
+def _node_shares(cluster: Cluster | None, graphs: Sequence[Graph], device: Device) -> tuple[NodeShare, ...]:
+    total = sum(graph.weight_bytes() for graph in graphs) or 1
+    nodes = []
+    for rank, graph in enumerate(graphs):
+        worker = cluster.workers[rank - 1] if cluster is not None and rank else None
+        nodes.append(
+            NodeShare(
+                name=ROOT if worker is None else str(worker.address),
+                host=None if worker is None else printable(worker.report.host_name, 100),
+                device=device.name if worker is None else printable(worker.report.device, 200),
+                share=graph.weight_bytes() / total,
+                weight_bytes=graph.weight_bytes(),
+                kv_cache_bytes=graph.kv_cache_bytes(),
+                memory_bytes=available_memory() if worker is None else worker.report.memory,
+            )
+        )
+    return tuple(nodes)
