@@ -70,7 +70,8 @@ def environment_of(root: Path, variables: Mapping[str, str] = os.environ) -> Env
 def fingerprint(root: Path) -> str:
     """A hash of everything that the installed package depends on, apart from Python files, which are used in place."""
     paths = [root / name for name in ("pyproject.toml", "CMakeLists.txt", "dllama_gpu/__init__.py")]
-    paths += sorted(path for path in root.glob("dllama_gpu/**/native/**/*") if path.is_file())
+    for pattern in ("cmake/*", "dllama_gpu/**/native/**/*", "shaders/*"):
+        paths += sorted(path for path in root.glob(pattern) if path.is_file())
     paths += [Path(__file__)]
     digest = hashlib.sha256(str(root).encode())
     for path in paths:
@@ -121,6 +122,7 @@ def ensure_installed(
             return
         needs = system_packages.missing_for_environment() + system_packages.missing_for_build()
         system_packages.install(needs, console, assume_yes=assume_yes)
+        _install_gpu_needs(console, assume_yes=assume_yes)
         _make_python(environment, console)
         if "test" in extras:
             _install_test_tools(console, assume_yes=assume_yes)
@@ -207,7 +209,15 @@ def _install_test_tools(console: Console, *, assume_yes: bool) -> None:
     try:
         system_packages.install(system_packages.missing_for_tests(), console, assume_yes=assume_yes)
     except DllamaError as error:
-        console.say(f"warning: tests of ARM or of networks will be skipped. {error}")
+        console.say(f"warning: tests of ARM, of GPUs or of networks will be skipped. {error}")
+
+
+def _install_gpu_needs(console: Console, *, assume_yes: bool) -> None:
+    """The package works without them, on the CPU."""
+    try:
+        system_packages.install(system_packages.missing_for_gpus(), console, assume_yes=assume_yes)
+    except DllamaError as error:
+        console.say(f"warning: GPUs will not be used. {error}")
 
 
 def _is_finished(environment: Environment, wanted: str, extras: Iterable[str]) -> bool:

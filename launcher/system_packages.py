@@ -45,11 +45,27 @@ def missing_for_build() -> list[Need]:
     return needs
 
 
+def missing_for_gpus() -> list[Need]:
+    """What is missing for building the Vulkan device; without it the package computes on the CPU."""
+    if sys.platform != "linux":
+        return []
+    folders = (Path("/usr/include"), Path("/usr/local/include"), Path(os.environ.get("VULKAN_SDK", "/")) / "include")
+    if any((folder / "vulkan" / "vulkan.hpp").exists() for folder in folders):
+        return []
+    return [Need("Vulkan's headers", "libvulkan-dev")]
+
+
 def missing_for_tests() -> list[Need]:
-    """What some tests use on Linux: a cross compiler and an emulator for ARM, and for root, networks of namespaces."""
+    """What some tests use on Linux: a cross compiler and an emulator for ARM, a Vulkan driver that needs no GPU and the
+    layer that checks its use, and for root, networks of namespaces.
+    """
     if not sys.platform.startswith("linux"):
         return []
     needs = []
+    if not any(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json")):
+        needs.append(Need("a Vulkan driver that needs no GPU", "mesa-vulkan-drivers"))
+    if not Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json").exists():
+        needs.append(Need("Vulkan's validation layer", "vulkan-validationlayers"))
     if os.geteuid() == 0 and not shutil.which("ip"):
         needs.append(Need("a tool for network namespaces", "iproute2"))
     if platform.machine() == "aarch64":

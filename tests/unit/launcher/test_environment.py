@@ -30,6 +30,8 @@ def checkout(tmp_path: Path) -> Path:
     native = tmp_path / "dllama_gpu" / "cpu" / "native"
     native.mkdir(parents=True)
     (native / "kernels.cpp").write_text("int x;")
+    (tmp_path / "shaders").mkdir()
+    (tmp_path / "shaders" / "add.comp").write_text("void main() {}")
     (tmp_path / "dllama_gpu" / "__init__.py").write_text("")
     (tmp_path / "dllama_gpu" / "errors.py").write_text("")
     (tmp_path / "pyproject.toml").write_text("")
@@ -85,7 +87,9 @@ def test_new_extras_are_added_to_those_that_are_there(
     assert installs == [frozenset({"dev", "test"})]
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "CMakeLists.txt", "dllama_gpu/cpu/native/kernels.cpp"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "CMakeLists.txt", "dllama_gpu/cpu/native/kernels.cpp", "shaders/add.comp"]
+)
 def test_a_changed_build_input_is_built_once(
     finished: Environment, console: Console, installs: list[frozenset[str]], name: str
 ) -> None:
@@ -157,7 +161,7 @@ def test_a_checkout_that_was_moved_is_built_again(checkout: Path, tmp_path_facto
 
 def test_the_build_requirements_are_read_from_this_projects_file() -> None:
     requirements = build_requirements((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert [requirement.split(">")[0] for requirement in requirements] == ["scikit-build-core", "pybind11"]
+    assert [requirement.split(">")[0] for requirement in requirements] == ["scikit-build-core", "pybind11", "pip"]
 
 
 def test_a_project_file_without_build_requirements_is_a_sentence() -> None:

@@ -1,0 +1,4 @@
+// See core.h.
+#pragma once
+
+#include "core.h"

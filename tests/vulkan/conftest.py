@@ -1,0 +1,53 @@
+"""A Vulkan device with core and synchronization validation, under which every test must stay silent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from dllama_gpu.vulkan import _native
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("DLLAMA_GPU_REQUIRE_VULKAN_TESTS"):
+        pytest.fail(f"{reason}, and DLLAMA_GPU_REQUIRE_VULKAN_TESTS forbids to skip")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def device_index() -> int:
+    """Of the driver that needs no GPU where it is installed, so that results are the same everywhere."""
+    try:
+        from dllama_gpu.vulkan import _native
+    except ImportError:
+        _missing("dllama-gpu was built without Vulkan's headers (libvulkan-dev)")
+    try:
+        found = _native.devices()
+    except _native.VulkanError as error:
+        _missing(f"{error}; on Debian: apt-get install mesa-vulkan-drivers")
+    if not found:
+        _missing("no Vulkan driver is installed; on Debian: apt-get install mesa-vulkan-drivers")
+    return next((index for index, info in enumerate(found) if info.type == "cpu"), 0)
+
+
+@pytest.fixture(scope="session")
+def validated_device(device_index: int) -> _native.Device:
+    """One for the whole run: opening it takes a while."""
+    from dllama_gpu.vulkan import _native
+
+    try:
+        return _native.Device(device_index, validation=True)
+    except _native.VulkanError as error:
+        _missing(f"{error}; on Debian: apt-get install vulkan-validationlayers")
+
+
+@pytest.fixture
+def native_device(validated_device: _native.Device) -> Iterator[_native.Device]:
+    """Fails the test for every message of the validation layers."""
+    before = len(validated_device.validation_messages())
+    yield validated_device
+    assert validated_device.validation_messages()[before:] == []
