@@ -92,10 +92,17 @@ struct RowOutput {
   int n_rows;  // rows of the whole buffer, for the tile layout
 };
 
+// Bytes that are read next. Kernels that compute more than they load fetch them into the cache meanwhile, so that memory
+// is busy all the time.
+struct Stretch {
+  const uint8_t *begin = nullptr, *end = nullptr;
+};
+
 struct AttentionArgs {
   int padded_head_dim;  // a multiple of 16
   const uint16_t* k;    // one KV head of one slot: [seq_len / 16][padded_head_dim][16]
   const uint16_t* v;    // [seq_len][padded_head_dim]
+  Stretch then;         // read after this chunk's values
 };
 
 // One query's softmax over one chunk, before division: out = sum(exp(s - maximum) * v), sum = sum(exp(s - maximum)).

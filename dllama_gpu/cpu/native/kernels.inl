@@ -20,6 +20,7 @@ using dllama::quants_at;
 using dllama::scales_at;
 using dllama::minima_at;
 using dllama::RowOutput;
+using dllama::Stretch;
 using dllama::tile_height;
 }  // namespace
 

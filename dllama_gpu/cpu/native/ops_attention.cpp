@@ -101,16 +101,29 @@ class AttentionChunks : public Op {
       const Tile& tile = tiles_[at];
       const int local = unit - tile.first_unit;
       if (AttentionWork::split(step))
-        attend(step, tile, local / tile.n_chunks, local % tile.n_chunks, local % tile.n_chunks + 1, scratch);
+        attend(step, tile, local / tile.n_chunks, local % tile.n_chunks, local % tile.n_chunks + 1,
+               unit + 1 < end ? keys_of_unit(step, tile, local + 1) : following(), scratch);
       else
-        attend(step, tile, local, 0, tile.n_chunks, scratch);
+        attend(step, tile, local, 0, tile.n_chunks, {}, scratch);
     }
   }
 
  private:
   size_t max_queries() const { return static_cast<size_t>(rows_at_once_) * heads_.group; }
 
-  void attend(const Step& step, const Tile& tile, int kv_head, int first_chunk, int end_chunk,
+  // Keys that a unit of `tile` reads first; those of another tile are not looked for.
+  Stretch keys_of_unit(const Step& step, const Tile& tile, int local) const {
+    const int kv_head = local / tile.n_chunks, begin = local % tile.n_chunks * kAttentionChunk;
+    if (kv_head >= cache_.n_kv_heads) return {};
+    const int past = step.positions[tile.row + tile.n_rows - 1] + 1 - begin;
+    const auto n = static_cast<size_t>(past < kAttentionChunk ? past : kAttentionChunk);
+    const uint16_t* keys =
+        cache_.head_keys(step.slots[tile.row], kv_head) + static_cast<size_t>(begin) * cache_.padded_head_dim;
+    return {reinterpret_cast<const uint8_t*>(keys),
+            reinterpret_cast<const uint8_t*>(keys + n * cache_.padded_head_dim)};
+  }
+
+  void attend(const Step& step, const Tile& tile, int kv_head, int first_chunk, int end_chunk, Stretch then,
               uint8_t* scratch) const {
     // The query heads that read this KV head: all of its group, but for the first and last group of a node.
     const int group_start = kv_head * heads_.group - heads_.first;
@@ -135,7 +148,7 @@ class AttentionChunks : public Op {
       later[q] = {0, 0, later_out + static_cast<size_t>(q) * width};
     }
     const int slot = step.slots[tile.row];
-    const AttentionArgs args{width, cache_.head_keys(slot, kv_head), cache_.head_values(slot, kv_head)};
+    const AttentionArgs args{width, cache_.head_keys(slot, kv_head), cache_.head_values(slot, kv_head), then};
     for (int chunk = first_chunk; chunk < end_chunk; chunk++) {
       const int begin = chunk * kAttentionChunk, limit = begin + kAttentionChunk;
       int chunk_ends[kQueriesAtOnce > kMaxGroup ? kQueriesAtOnce : kMaxGroup];

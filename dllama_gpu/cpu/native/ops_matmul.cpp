@@ -16,6 +16,10 @@ MatmulKernel kernel_for(const KernelTable& kernels, const ActivationBuffer& x, c
 
 int n_groups(const PackedWeight& weight) { return (weight.n_rows + kGroupRows - 1) / kGroupRows; }
 
+Stretch stretch_of(const PackedWeight& weight) {
+  return {weight.data, weight.data + n_groups(weight) * weight.group_bytes};
+}
+
 class Matmul : public Op {
  public:
   Matmul(const KernelTable& kernels, const ActivationBuffer& x, const PackedWeight& weight, const ActivationBuffer& out,
@@ -23,6 +27,7 @@ class Matmul : public Op {
       : kernel_(kernel_for(kernels, x, weight)), x_(x), weight_(weight), out_(out), out_column_(out_column) {}
 
   int units(const Step& step) const override { return out_.rows(step) ? n_groups(weight_) : 0; }
+  Stretch reads() const override { return stretch_of(weight_); }
 
   void run(const Step& step, int begin, int end, uint8_t*) const override {
     const auto width = static_cast<size_t>(out_.width);
@@ -56,6 +61,7 @@ class GatedMatmul : public Op {
   }
 
   size_t scratch_bytes() const override { return 2 * sizeof(float) * kUnitColumns * max_rows_; }
+  Stretch reads() const override { return stretch_of(gate_); }
 
   void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
     auto* gates = reinterpret_cast<float*>(scratch);  // [rows][32], then the same for up

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <chrono>
 
+#if defined(_MSC_VER) && defined(_M_X64)
+#include <intrin.h>
+#endif
+
 namespace dllama {
 
 namespace {
@@ -16,6 +20,18 @@ constexpr int kPortionsPerThread = 3;
 
 constexpr uint64_t kClosed = 0x7FFFFFFF;  // more units than any op has
 
+constexpr size_t kLineBytes = 64, kPieceBytes = 4096;
+
+void fetch(const uint8_t* p) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(p, 0, 2);
+#elif defined(_M_X64)
+  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
+#else
+  (void)p;
+#endif
+}
+
 uint32_t run_of(uint64_t taken) { return static_cast<uint32_t>(taken >> 32); }
 
 }  // namespace
@@ -27,6 +43,10 @@ void Program::add(std::unique_ptr<Op> op) {
     scratch_bytes_ = needed;
     scratch_.assign(scratch_bytes_ * pool_->n_threads() + kAlignment, 0);
   }
+  const Stretch reads = op->reads();
+  if (reads.begin != nullptr)
+    for (auto earlier = ops_.rbegin(); earlier != ops_.rend() && (*earlier)->reads().begin == nullptr; ++earlier)
+      (*earlier)->set_following(reads);
   ops_.push_back(std::move(op));
 }
 
@@ -68,10 +88,9 @@ void Program::start(const Step& step, size_t begin, size_t end) {
 void Program::take_part(int thread) {
   const uint32_t run = run_.load(std::memory_order_acquire);
   const size_t begin = begin_.load(std::memory_order_relaxed), end = end_.load(std::memory_order_relaxed);
-  uint8_t* scratch = scratch_of(thread);
   Clock::time_point last = Clock::now();
   for (size_t i = begin; i < end; i++) {
-    if (!finish_op(i, run, scratch)) return;
+    if (!finish_op(i, run, thread)) return;
     if (thread == 0 && seconds_) {
       const Clock::time_point now = Clock::now();
       seconds_[i] += std::chrono::duration<double>(now - last).count();
@@ -82,7 +101,7 @@ void Program::take_part(int thread) {
 
 // Takes units until none is left and waits for those that others have taken. False when the run is over, which a late
 // thread learns here; it then touches nothing of the op.
-bool Program::finish_op(size_t index, uint32_t run, uint8_t* scratch) {
+bool Program::finish_op(size_t index, uint32_t run, int thread) {
   State& state = states_[index];
   int units;
   for (uint64_t taken = state.taken.load(std::memory_order_acquire);;) {
@@ -96,16 +115,30 @@ bool Program::finish_op(size_t index, uint32_t run, uint8_t* scratch) {
     if (!state.taken.compare_exchange_weak(taken, static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(end),
                                            std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
-    ops_[index]->run(step_, first, end, scratch);
+    ops_[index]->run(step_, first, end, scratch_of(thread));
     if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
     taken = state.taken.load(std::memory_order_acquire);
   }
+  if (state.done.load(std::memory_order_acquire) < units) fetch_following(index, units, thread);
   while (state.done.load(std::memory_order_acquire) < units) {
     if (run_of(state.taken.load(std::memory_order_acquire)) != run) return false;
     const uint32_t seen = op_done_.value();
     if (state.done.load(std::memory_order_acquire) < units) op_done_.wait_past(seen);
   }
   return true;
+}
+
+// While others finish the op, fetches weights that come next, each thread other pieces; stops when the op is done.
+void Program::fetch_following(size_t index, int units, int thread) {
+  const Stretch following = ops_[index]->following();
+  const size_t n_bytes = following.end - following.begin, stride = kPieceBytes * pool_->n_threads();
+  for (size_t piece = kPieceBytes * thread; piece < n_bytes; piece += stride) {
+    const size_t end = std::min(piece + kPieceBytes, n_bytes);
+    for (size_t at = piece; at < end; at += kLineBytes) {
+      if (states_[index].done.load(std::memory_order_acquire) >= units) return;
+      fetch(following.begin + at);
+    }
+  }
 }
 
 uint8_t* Program::scratch_of(int thread) {

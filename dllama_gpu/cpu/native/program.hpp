@@ -62,6 +62,20 @@ class Op {
   // `scratch` is scratch_bytes() of 64-byte aligned memory of this thread.
   virtual void run(const Step& step, int begin, int end, uint8_t* scratch) const = 0;
   virtual size_t scratch_bytes() const { return 0; }
+  // The large memory that it reads from front to back, if any.
+  virtual Stretch reads() const { return {}; }
+
+  // The beginning of what the next op that reads much will read: it can be fetched into the cache where an op, or a
+  // thread that waits, leaves memory idle.
+  Stretch following() const { return following_; }
+  void set_following(Stretch following) {
+    following_ = following;
+    if (following.end - following.begin > kFetchedBytes) following_.end = following.begin + kFetchedBytes;
+  }
+
+ private:
+  static constexpr ptrdiff_t kFetchedBytes = 128 << 10;  // leaves room in the smallest second-level caches
+  Stretch following_;
 };
 
 // Runs ops one after the other, each when all units of the one before are done. Threads take part when they can: one
@@ -96,7 +110,8 @@ class Program final : public SharedWork {
   };
 
   void start(const Step& step, size_t begin, size_t end);
-  bool finish_op(size_t index, uint32_t run, uint8_t* scratch);
+  bool finish_op(size_t index, uint32_t run, int thread);
+  void fetch_following(size_t index, int units, int thread);
   uint8_t* scratch_of(int thread);
 
   std::shared_ptr<ThreadPool> pool_;
