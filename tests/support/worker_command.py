@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class WorkerCommand:
-    """A worker with one thread on a port that the system chose; `log` collects what it says.
+    """A worker with one thread on `port`, or one that the system chose; `log` collects what it says.
 
     `python` is the command that runs Python, in `folder`: in another network namespace, or for another processor.
     """
@@ -29,8 +29,9 @@ class WorkerCommand:
         python: Sequence[str] = (sys.executable,),
         folder: Path = REPOSITORY,
         announce: bool = False,
+        port: int = 0,
     ) -> None:
-        command = [*python, "-m", "dllama_gpu.cli.main", "worker", "--host", host, "--port", "0"]
+        command = [*python, "-m", "dllama_gpu.cli.main", "worker", "--host", host, "--port", str(port)]
         command += ["--nthreads", "1", "--cache-dir", str(cache), *options]
         if not announce:  # other tests may be looking for workers
             command += ["--no-announce"]
@@ -45,6 +46,14 @@ class WorkerCommand:
     def await_log(self, text: str) -> None:
         """Returns when the worker has said something with `text` in it."""
         wait_until(lambda: any(text in line for line in list(self.log)), f"{text!r} in {self.log}")
+
+    def kill(self) -> None:
+        """Ends it without any warning to it."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(timeout=10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def stop(self) -> int:
         """Ends it as Ctrl-C does and returns its exit status."""
