@@ -89,7 +89,10 @@ def add_model_arguments(parser: Parser) -> None:
         "--model", required=True, type=Path, metavar="PATH", help="model: a GGUF or .m file, or a Hugging Face folder"
     )
     group.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer: a .t or GGUF file (default: the one inside --model)"
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="tokenizer: a .t or GGUF file, tokenizer.json, tokenizer.model, or a folder (default: the one of --model)",
     )
     group.add_argument(
         "--weights",

@@ -14,10 +14,17 @@ from dllama_gpu.tokenizer.byte_alphabet import decode_token
 from dllama_gpu.tokenizer.byte_pair import BytePairEncoder
 from dllama_gpu.tokenizer.pretokenizer import PreTokenizer, named_pre_tokenizer
 from dllama_gpu.tokenizer.sentence_piece import SPACE, SentencePieceEncoder
+from dllama_gpu.tokenizer.t_conversion import byte_pair_scores, merge_order, sentence_piece_scores, t_file_of
 from dllama_gpu.tokenizer.t_file import TokenizerFile
-from dllama_gpu.tokenizer.t_vocabulary import NEVER_MADE, TAKEN_WHOLE
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
-from dllama_gpu.tokenizer.vocabulary import END_TEXTS, PLAIN, TokenKind, Vocabulary, is_tag, with_known_ends
+from dllama_gpu.tokenizer.vocabulary import (
+    END_TEXTS,
+    PLAIN,
+    SpacePrefix,
+    TokenKind,
+    Vocabulary,
+    with_known_ends,
+)
 
 _BYTE_PAIR = "gpt2"
 _SENTENCE_PIECE = "llama"
@@ -73,38 +80,11 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def t_file_from_metadata(metadata: Mapping[str, Any]) -> TokenizerFile:
-    """The `.t` file for the `tokenizer.*` entries of a GGUF file. Raises DllamaError when they cannot be used.
-
-    A `.t` file holds no list of merges, so byte-pair tokens are scored −rank in that list; tokens that no merge makes
-    get scores that keep them out of all merges. SentencePiece scores are kept. A vocabulary without BOS names its
-    first control token, and does not ask for it to be put first.
-    """
+    """The `.t` file for the `tokenizer.*` entries of a GGUF file. Raises DllamaError when they cannot be used."""
     vocabulary, scheme = _read(metadata)
     if isinstance(scheme, _SentencePiece):
-        # Equal scores of the byte tokens are the mark by which `t_vocabulary` knows a SentencePiece vocabulary.
-        scored = zip(scheme.scores, vocabulary.kinds, strict=True)
-        scores = tuple(0.0 if kind is TokenKind.BYTE else score for score, kind in scored)
-    else:
-        rank_scores = list(map(_unranked_score, vocabulary.tokens, vocabulary.kinds))
-        for rank, token_id in enumerate(scheme.merge_order):
-            rank_scores[token_id] = -float(rank)
-        scores = tuple(rank_scores)
-    bos_id = vocabulary.bos_id
-    if bos_id is None:
-        bos_id = vocabulary.kinds.index(TokenKind.CONTROL) if TokenKind.CONTROL in vocabulary.kinds else 0
-    return TokenizerFile(
-        tokens=vocabulary.tokens,
-        scores=scores,
-        bos_id=bos_id,
-        eos_ids=vocabulary.eos_ids,
-        add_bos=vocabulary.add_bos,
-        chat_template=vocabulary.chat_template,
-    )
-
-
-def _unranked_score(token: bytes, kind: TokenKind) -> float:
-    added_text = kind is TokenKind.USER_DEFINED and not is_tag(token.decode("utf-8", "replace"))
-    return TAKEN_WHOLE if added_text else NEVER_MADE
+        return t_file_of(vocabulary, sentence_piece_scores(vocabulary, scheme.scores))
+    return t_file_of(vocabulary, byte_pair_scores(vocabulary, scheme.merge_order))
 
 
 class _VocabularyError(DllamaError):
@@ -141,15 +121,16 @@ def _read(metadata: Mapping[str, Any]) -> tuple[Vocabulary, _BytePair | _Sentenc
         tokens = tuple(map(_byte_pair_token, texts, kinds))
         pre_tokenizer = named_pre_tokenizer(_get(metadata, "tokenizer.ggml.pre", str, None), tokens)
         merges = _list(metadata, "tokenizer.ggml.merges", (str,), None)
-        scheme = _BytePair(_merge_order(texts, kinds, merges, pre_tokenizer.whole_words), pre_tokenizer)
+        scheme = _BytePair(merge_order(texts, kinds, merges, pre_tokenizer.whole_words), pre_tokenizer)
         add_bos = pre_tokenizer.name in _BOS_BY_DEFAULT
+    prefixed = model == _SENTENCE_PIECE and _get(metadata, "tokenizer.ggml.add_space_prefix", bool, True)
     vocabulary = Vocabulary(
         tokens=tokens,
         kinds=kinds,
         bos_id=bos_id,
         eos_ids=with_known_ends(eos_ids, tokens, kinds),
         add_bos=bos_id is not None and _get(metadata, "tokenizer.ggml.add_bos_token", bool, add_bos),
-        add_space_prefix=model == _SENTENCE_PIECE and _get(metadata, "tokenizer.ggml.add_space_prefix", bool, True),
+        space_prefix=SpacePrefix.EACH if prefixed else SpacePrefix.NONE,
         chat_template=_get(metadata, "tokenizer.chat_template", str, None),
     )
     return vocabulary, scheme
@@ -178,21 +159,6 @@ def _sentence_piece_token(text: str, kind: TokenKind) -> bytes:
 
 def _byte_pair_token(text: str, kind: TokenKind) -> bytes:
     return decode_token(text) if kind in PLAIN else text.encode()
-
-
-def _merge_order(
-    texts: Sequence[str], kinds: Sequence[TokenKind], merges: Sequence[str], whole_words: bool
-) -> list[int]:
-    """Ids that text may become: single bytes, then what each merge makes, then words that only stand for themselves.
-
-    A token that no merge makes cannot come from text, unless the family takes whole words.
-    """
-    ids = {text: token_id for token_id, text in enumerate(texts) if kinds[token_id] in PLAIN}
-    order = [token_id for text, token_id in ids.items() if len(text) == 1]
-    order += [ids[made] for merge in merges if (made := merge.replace(" ", "", 1)) in ids]
-    if whole_words:
-        order += ids.values()
-    return list(dict.fromkeys(order))
 
 
 def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

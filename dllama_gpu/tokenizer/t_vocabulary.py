@@ -25,7 +25,7 @@ from dllama_gpu.tokenizer.pretokenizer import detect_pre_tokenizer
 from dllama_gpu.tokenizer.sentence_piece import SPACE, SentencePieceEncoder
 from dllama_gpu.tokenizer.t_file import TokenizerFile
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
-from dllama_gpu.tokenizer.vocabulary import TokenKind, Vocabulary, is_tag, with_known_ends
+from dllama_gpu.tokenizer.vocabulary import SpacePrefix, TokenKind, Vocabulary, is_tag, with_known_ends
 
 NEVER_MADE = -(2.0**100)
 """Our score for a byte-pair token that text never becomes, or that is special."""
@@ -54,7 +54,7 @@ def tokenizer_from_t_file(file: TokenizerFile) -> Tokenizer:
         bos_id=file.bos_id,
         eos_ids=with_known_ends(file.eos_ids, tokens, kinds),
         add_bos=file.add_bos,
-        add_space_prefix=first_byte is not None,
+        space_prefix=SpacePrefix.NONE if first_byte is None else SpacePrefix.EACH,
         chat_template=file.chat_template,
     )
     if first_byte is not None:

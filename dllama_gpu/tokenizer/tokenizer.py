@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dllama_gpu.tokenizer.detokenizer import IncrementalDetokenizer, token_at
 from dllama_gpu.tokenizer.special_text import SpecialText
-from dllama_gpu.tokenizer.vocabulary import HIDDEN, PLAIN, TokenKind, Vocabulary, is_tag
+from dllama_gpu.tokenizer.vocabulary import HIDDEN, PLAIN, SpacePrefix, TokenKind, Vocabulary, is_tag
 
 
 class TextEncoder(Protocol):
@@ -86,8 +86,8 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                prefix = " " if after_special and self._vocabulary.add_space_prefix else ""
-                ids.extend(self._encoder.encode(prefix + part))
+                prefixed = after_special and self._wants_prefix(part, is_first=not ids)
+                ids.extend(self._encoder.encode(" " + part if prefixed else part))
             after_special = isinstance(part, int)
         bos_id = self._vocabulary.bos_id
         if (self.add_bos if add_bos is None else add_bos) and bos_id is not None and ids[:1] != [bos_id]:
@@ -101,15 +101,26 @@ class Tokenizer:
         """
         stream = self.stream(skip_special=skip_special)
         pieces: list[str] = []
-        after_special = True
+        prefix = self._vocabulary.space_prefix
+        may_be_prefix = prefix is not SpacePrefix.NONE
         for token_id in ids:
             piece = stream.push(token_id)
             special = self._vocabulary.kinds[token_id] not in PLAIN
-            if after_special and not special and self._vocabulary.add_space_prefix:
+            if may_be_prefix and not special:
                 piece = piece.removeprefix(" ")
             pieces.append(piece)
-            after_special = special
+            if not special or prefix is not SpacePrefix.FIRST:
+                may_be_prefix = special and prefix is not SpacePrefix.NONE
         return "".join(pieces) + stream.flush()
+
+    def _wants_prefix(self, text: str, *, is_first: bool) -> bool:
+        match self._vocabulary.space_prefix:
+            case SpacePrefix.EACH:
+                return True
+            case SpacePrefix.FIRST:
+                return is_first and not text.startswith((" ", "▁"))
+            case _:
+                return False
 
     def stream(self, *, skip_special: bool = True) -> IncrementalDetokenizer:
         """A detokenizer for tokens that come one by one; leading spaces stay, as the text continues an earlier one."""

@@ -70,6 +70,19 @@ def with_known_ends(
     return tuple(dict.fromkeys([*eos_ids, *known]))
 
 
+class SpacePrefix(Enum):
+    """Where a space belongs before a text that is encoded, to be taken away again after decoding.
+
+    NONE: nowhere. EACH: before every stretch of text between special tokens (SentencePiece's `add_dummy_prefix`).
+    FIRST: before the beginning alone, unless it is a space. BY_ENCODER: as EACH, but the encoder puts it there itself.
+    """
+
+    NONE = "none"
+    EACH = "each"
+    FIRST = "first"
+    BY_ENCODER = "by_encoder"
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens by id, and the few facts that go with them."""
@@ -81,8 +94,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...]
     """Any of these ends an answer; the first one is the file's own choice."""
     add_bos: bool
-    add_space_prefix: bool = False
-    """SentencePiece's `add_dummy_prefix`: a space is put before a text, and taken away again after decoding."""
+    space_prefix: SpacePrefix = SpacePrefix.NONE
     chat_template: str | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,37 @@ def from_converter_t(smollm2_gguf: Path) -> Tokenizer:
     return tokenizer_from_t_file(TokenizerFile(file.tokens, scores, file.bos_id, (2,), add_bos=False))
 
 
-@pytest.fixture(params=["from_gguf", "from_t", "from_converter_t"])
+@pytest.fixture(scope="module")
+def from_hf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The same vocabulary as the `tokenizer.json` that it was published with."""
+    metadata = read_gguf_metadata(smollm2_gguf)
+    pieces = metadata["tokenizer.ggml.tokens"]
+    definition = {
+        "added_tokens": [{"id": i, "content": pieces[i], "special": True} for i in range(17)],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {text: token_id for token_id, text in enumerate(pieces)},
+            "merges": metadata["tokenizer.ggml.merges"],
+        },
+    }
+    folder = tmp_path_factory.mktemp("hf")
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    return open_tokenizer(folder)
+
+
+@pytest.fixture(params=["from_gguf", "from_t", "from_converter_t", "from_hf"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     found: Tokenizer = request.getfixturevalue(request.param)
     return found

@@ -23,9 +23,9 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     [
         (struct.pack("<I", 0x0A00ABCD) + bytes(40), "is a model, not a tokenizer; give its `.t` file to --tokenizer"),
         (struct.pack("<I", 0xABCD01) + bytes(40), "is a model, not a tokenizer"),
-        (b'\n {"version": "1.0"}', "is JSON, probably a Hugging Face tokenizer.json, which is not read directly"),
-        (b"PK\x03\x04", "is neither a `.t` nor a GGUF file (it begins with b'PK\\x03\\x04')"),
-        (b"", "is neither a `.t` nor a GGUF file (it begins with b'')"),
+        (b'\n {"version": "1.0"}', "is no tokenizer.json of Hugging Face's tokenizers library: it has no model"),
+        (b"PK\x03\x04", "holds no tokenizer (it begins with b'PK\\x03\\x04')"),
+        (b"", "holds no tokenizer (it begins with b'')"),
         (b"GGUF", "the file ends at byte 4"),
         (struct.pack("<I", 0x567124), "ends too early: the header size takes 4 bytes at byte 4, 0 are left"),
     ],
@@ -40,7 +40,7 @@ def test_wrong_files_are_explained(tmp_path: Path, content: bytes, said: str) ->
 
 
 def test_folders_and_missing_files_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(DllamaError, match="is a folder; give the tokenizer's file"):
+    with pytest.raises(DllamaError, match=r"is a folder with neither tokenizer\.json nor tokenizer\.model"):
         open_tokenizer(tmp_path)
     with pytest.raises(DllamaError, match="there is no tokenizer"):
         open_tokenizer(tmp_path / "none.t")
