@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from dllama_gpu.model.gguf_file import GgufFile
 from tests.support.models import write_plain_q40_m
+
+# A busy machine is no defect of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _REPOSITORY = Path(__file__).parent.parent
 _DEFAULT_MODEL = _REPOSITORY / "models" / "smollm2_135m_instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
