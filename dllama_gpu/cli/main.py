@@ -19,6 +19,7 @@ _PROGRAM = "dllama-gpu"
 _COMMANDS = {
     "inference": "continue a prompt and say how fast it was",
     "perplexity": "measure how well a model predicts a text",
+    "api": "serve a model to many users through OpenAI's API",
     "devices": "show what this machine offers and which kernels are chosen",
     "worker": "lend this machine to a root elsewhere",
     "workers": "list the workers on this network",
@@ -46,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     return guarded(_PROGRAM, lambda: _dispatch(words))
+
+
+def api(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dllama-gpu-api`, another name of `dllama-gpu api`."""
+    return main(["api", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -157,7 +157,11 @@ def listen(host: str | None, port: int) -> list[socket.socket]:
         where = Address(host or "all addresses", port)
         reason = failure.strerror or str(failure) if failure else "no address"
         taken = failure is not None and failure.errno == errno.EADDRINUSE
-        remedy = "is another worker running? choose another --port" if taken else "give another --host or --port"
+        remedy = (
+            "another program uses this port; end it, or choose another --port"
+            if taken
+            else "give another --host or --port"
+        )
         raise DllamaError(f"cannot listen on {where} ({reason}); {remedy}")
     return sockets
 

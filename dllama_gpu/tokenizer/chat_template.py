@@ -34,6 +34,7 @@ class ChatTemplate:
                     f"choose one with --chat-template ({', '.join(CHAT_KINDS)})",
                 )
             source = CHAT_KINDS[kind]
+        self._source = source
         self._program = TemplateProgram(source)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
@@ -58,14 +59,25 @@ class ChatTemplate:
             eos_token=tokenizer.token_bytes(eos_ids[0]).decode("utf-8", "replace") if eos_ids else "",
         )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    @property
+    def source(self) -> str:
+        """The Jinja template."""
+        return self._source
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The conversation as one text; with `add_generation_prompt` it ends where the model's answer begins.
 
-        Raises DllamaError when the template refuses the messages or fails.
+        `variables` are what else the template may know: `tools`, `enable_thinking` … Raises DllamaError when the
+        template refuses the messages or fails.
         """
-        return self._program.render(
-            {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self._tokens},
-        )
+        own = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self._tokens}
+        return self._program.render({**(variables or {}), **own})
 
 
 def encode_chat(
@@ -74,8 +86,9 @@ def encode_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of a conversation, in which only the template can write special tokens, never a message.
+    """Ids of a conversation, in which only the template can write special tokens, never a message or a variable.
 
     Before rendering, a mark (a noncharacter, which text for interchange cannot hold) is put behind every character of
     the messages with which the text of a special token begins. So none can come out of a message, whatever the template
@@ -86,7 +99,11 @@ def encode_chat(
     Raises DllamaError when the template refuses the messages or fails.
     """
     guarded = [_guarded(message, tokenizer) for message in messages]
-    text = template.render(guarded, add_generation_prompt=add_generation_prompt)
+    text = template.render(
+        guarded,
+        add_generation_prompt=add_generation_prompt,
+        variables=None if variables is None else _guarded(variables, tokenizer),
+    )
     parts = (part.replace(_MARK, "") if isinstance(part, str) else part for part in tokenizer.split_special(text))
     return tokenizer.encode_parts(parts)
 
@@ -104,7 +121,8 @@ def _guarded(message: Message, tokenizer: Tokenizer) -> dict[str, Any]:
         if isinstance(value, str):
             return pattern.sub(guard, value.replace(_MARK, ""))
         if isinstance(value, Mapping):
-            return {key: protect(item) for key, item in value.items()}
+            # Names that a template looks for are identifiers; anything else may be written out by it.
+            return {key if key.isidentifier() else protect(key): protect(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [protect(item) for item in value]
         return value

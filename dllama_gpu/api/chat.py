@@ -1,0 +1,275 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+import dllama_gpu
+from dllama_gpu.api.chat_prompt import encode_messages
+from dllama_gpu.api.choices import Choice, Delta, HiddenMark, deltas, total_usage
+from dllama_gpu.api.errors import ApiError
+from dllama_gpu.api.json_text import JsonResponse
+from dllama_gpu.api.logprobs import chat_logprobs_json
+from dllama_gpu.api.parameters import answer_rule, chat_logprobs, check_grammar, check_model, make_requests
+from dllama_gpu.api.request_context import RequestContext, context_of
+from dllama_gpu.api.requests import ChatRequest, NamedTool, Tool
+from dllama_gpu.api.service import Service
+from dllama_gpu.api.streaming import EventStream, while_connected
+from dllama_gpu.api.submission import Submission
+from dllama_gpu.api.tool_formats import ToolFormat, call_grammar
+from dllama_gpu.api.tool_parser import ParsedCall, ToolCallParser
+from dllama_gpu.engine.request import CompletionRequest
+from dllama_gpu.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """Which functions the model is told of, and what it must do with them."""
+
+    tools: tuple[Tool, ...] = ()
+    """Those that the model is told of."""
+    callable: tuple[Tool, ...] = ()
+    """Those that it may call."""
+    is_required: bool = False
+    """Whether it must call one."""
+    parallel: bool = True
+    """Whether it may call several."""
+    forces_parallel: bool = False
+    """Whether a forced call may be followed by others; only where that is asked for, as small models find no end."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    requests: Sequence[CompletionRequest]
+    toolbox: Toolbox
+    model: str
+
+
+async def complete_chat(service: Service, request: Request, fields: ChatRequest) -> Response:
+    """Answers a conversation. Raises ApiError."""
+    context = context_of(request)
+    prepared = await anyio.to_thread.run_sync(_prepare, service, fields, context)
+    submission = Submission(service.engine, prepared.requests, service.active, "messages")
+    choices = [_choice(service, prepared.toolbox, fields) for _ in prepared.requests]
+    answer = _ChatAnswer(service.tokenizer, prepared.model, choices)
+    if fields.stream:
+        wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
+        return EventStream(
+            answer.chunks(submission, context, wants_usage=wants_usage),
+            submission.close,
+            write_seconds=service.settings.write_seconds,
+            on_error=context.failed,
+        )
+    try:
+        whole = await while_connected(request.receive, lambda: answer.whole(submission, context))
+    finally:
+        submission.close()
+    return Response(status_code=499) if whole is None else JsonResponse(whole)
+
+
+def select_tools(fields: ChatRequest) -> Toolbox:
+    """What `tools` and `tool_choice` mean together. Raises ApiError 400 where they do not."""
+    tools = tuple(fields.tools or ())
+    choice = fields.tool_choice
+    parallel = fields.parallel_tool_calls is not False
+    if choice is not None and choice not in ("none", "auto") and not tools:
+        raise ApiError(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
+    names = [tool.function.name for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            field = f"tools[{index}].function.name"
+            raise ApiError(400, f"{field} is {name!r} as of another tool; rename one of them", param=field)
+    if not tools or choice == "none":
+        return Toolbox()
+    if isinstance(choice, NamedTool):
+        wanted = tuple(tool for tool in tools if tool.function.name == choice.function.name)
+        if not wanted:
+            raise ApiError(
+                400,
+                f"tool_choice names the function {choice.function.name[:64]!r}, which is not among the tools",
+                param="tool_choice.function.name",
+            )
+        return Toolbox(tools, wanted, is_required=True, parallel=False)
+    return Toolbox(
+        tools,
+        tools,
+        is_required=choice == "required",
+        parallel=parallel,
+        forces_parallel=fields.parallel_tool_calls is True,
+    )
+
+
+def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> _Prepared:
+    """Everything that takes time before the engine is asked: template, tokens, grammar."""
+    model = check_model(service, fields.model)
+    if service.template is None:
+        raise ApiError(
+            400,
+            "this model has no chat template, so it cannot chat; use /v1/completions, or start the server with "
+            "--chat-template",
+            code="no_chat_template",
+        )
+    toolbox = select_tools(fields)
+    n_logprobs = chat_logprobs(fields)
+    prompt = encode_messages(
+        service.template,
+        service.tokenizer,
+        fields.messages,
+        tools=toolbox.tools,
+        tool_format=service.tool_format,
+        variables=fields.chat_template_kwargs,
+    )
+    requests = make_requests(
+        service,
+        fields,
+        [prompt],
+        max_tokens=fields.max_completion_tokens or fields.max_tokens or service.context,
+        n_logprobs=n_logprobs,
+        grammar=_grammar(service, fields, toolbox),
+        client=context.client,
+        request_id=context.id,
+    )
+    return _Prepared(requests, toolbox, model)
+
+
+def _grammar(service: Service, fields: ChatRequest, toolbox: Toolbox) -> str | None:
+    rule = answer_rule(fields)
+    if rule is not None:
+        check_grammar(service, f"start: {rule}", "response_format")
+    if not toolbox.callable or not (toolbox.is_required or rule is not None):
+        return None if rule is None else f"start: {rule}"
+    grammar = call_grammar(
+        toolbox.callable,
+        service.tool_format or ToolFormat.HERMES,
+        service.tokenizer,
+        parallel=toolbox.forces_parallel,
+        answer_rule=None if toolbox.is_required else rule,
+    )
+    check_grammar(service, grammar, "tools")
+    return grammar
+
+
+def _choice(service: Service, toolbox: Toolbox, fields: ChatRequest) -> Choice:
+    wants_logprobs = bool(fields.logprobs)
+    if not toolbox.callable:
+        return Choice(wants_logprobs=wants_logprobs)
+    tool_format = service.tool_format or ToolFormat.HERMES
+    names = [tool.function.name for tool in toolbox.callable]
+    mark_id = service.tokenizer.special_ids.get(tool_format.begin)
+    is_hidden = mark_id is not None and service.tokenizer.is_special(mark_id)
+    return Choice(
+        wants_logprobs=wants_logprobs,
+        parser=ToolCallParser(tool_format, names),
+        mark=HiddenMark(mark_id, tool_format.begin) if mark_id is not None and is_hidden else None,
+        max_calls=None if toolbox.parallel else 1,
+    )
+
+
+class _ChatAnswer:
+    """Writes what comes of the choices in the shape of a chat."""
+
+    def __init__(self, tokenizer: Tokenizer, model: str, choices: Sequence[Choice]) -> None:
+        self._tokenizer = tokenizer
+        self._choices = choices
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"dllama-gpu-{dllama_gpu.__version__}",
+        }
+
+    async def whole(self, submission: Submission, context: RequestContext) -> dict[str, Any]:
+        """The answer in one piece."""
+        gathered = [Delta() for _ in self._choices]
+        async for index, delta in deltas(submission, self._choices):
+            gathered[index] = _joined(gathered[index], delta)
+        usage = total_usage(self._choices, len(self._choices))
+        context.completed(usage)
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [self._message(index, delta) for index, delta in enumerate(gathered)],
+            "usage": usage,
+        }
+
+    async def chunks(
+        self, submission: Submission, context: RequestContext, *, wants_usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer as it comes, and the usage at the end if that is wanted."""
+        n_calls = [0] * len(self._choices)
+        for index in range(len(self._choices)):
+            yield self._chunk(index, {"role": "assistant", "content": ""}, wants_usage=wants_usage)
+        async for index, delta in deltas(submission, self._choices):
+            part: dict[str, Any] = {"content": delta.text} if delta.text else {}
+            if delta.calls:
+                first = n_calls[index]
+                part["tool_calls"] = [_call(call, first + place) for place, call in enumerate(delta.calls)]
+                n_calls[index] += len(delta.calls)
+            if part or delta.tokens:
+                yield self._chunk(index, part or {"content": ""}, delta, wants_usage=wants_usage)
+            if delta.finish_reason is not None:
+                yield self._chunk(index, {}, reason=delta.finish_reason, wants_usage=wants_usage)
+        usage = total_usage(self._choices, len(self._choices))
+        context.completed(usage)
+        if wants_usage:
+            yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def _chunk(
+        self,
+        index: int,
+        part: dict[str, Any],
+        delta: Delta | None = None,
+        *,
+        reason: str | None = None,
+        wants_usage: bool,
+    ) -> dict[str, Any]:
+        tokens = () if delta is None else delta.tokens
+        choice = {
+            "index": index,
+            "delta": part,
+            "logprobs": chat_logprobs_json(self._tokenizer, tokens) if tokens else None,
+            "finish_reason": reason,
+        }
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": None} if wants_usage else chunk
+
+    def _message(self, index: int, delta: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if delta.calls and not delta.text else delta.text,
+            "refusal": None,
+        }
+        if delta.calls:
+            message["tool_calls"] = [_call(call) for call in delta.calls]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": chat_logprobs_json(self._tokenizer, delta.tokens) if delta.tokens else None,
+            "finish_reason": delta.finish_reason,
+        }
+
+
+def _joined(first: Delta, second: Delta) -> Delta:
+    return replace(
+        second,
+        text=first.text + second.text,
+        calls=(*first.calls, *second.calls),
+        tokens=(*first.tokens, *second.tokens),
+    )
+
+
+def _call(call: ParsedCall, index: int | None = None) -> dict[str, Any]:
+    described = {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+    return described if index is None else {"index": index, **described}
