@@ -1,0 +1,405 @@
+"""Graph ops as dispatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dllama_gpu.graph.graph import (
+    Attention,
+    BufferType,
+    Embed,
+    GatedMatmul,
+    KvCache,
+    Matmul,
+    Op,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Rows,
+    TopCandidates,
+)
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.spec import RopeStyle
+from dllama_gpu.vulkan import tuning as tune
+from dllama_gpu.vulkan.activations import Activation, round_up
+from dllama_gpu.vulkan.dispatch import Access, Binding, Dispatch, long_grid, words
+from dllama_gpu.vulkan.limits import Tier
+from dllama_gpu.vulkan.tuning import Tuning
+from dllama_gpu.vulkan.weights import PackedMatrix
+
+_TYPE_NUMBERS = {  # as in shaders/weight.glsl
+    FloatType.F32: 0,
+    FloatType.F16: 1,
+    FloatType.BF16: 2,
+    FloatType.Q40: 3,
+    FloatType.Q41: 4,
+    FloatType.Q80: 5,
+}
+_F32, _ROUNDED, _Q80 = 0, 1, 2  # as in shaders/q80.glsl
+CANDIDATE_LIST = 1024
+CANDIDATE_WINDOW = 256
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What ops of a graph refer to by name."""
+
+    tuning: Tuning
+    activations: dict[str, Activation]
+    rows: dict[str, Rows]
+    matrices: dict[str, PackedMatrix]
+    """By weight name; gate and up of a GatedMatmul that fit together are one, under `gated_name`."""
+    vectors: dict[str, Binding]
+    frequencies: dict[tuple[float, ...], Binding]
+    caches: dict[str, KvCache]
+    seq_len: int
+    """Padded, positions that a slot of the cache has room for."""
+    n_slots: int
+    step: Binding
+    scratch: dict[str, Activation]
+
+    def cache(self, name: str, half: str, access: Access) -> Binding:
+        """Keys or values of a layer."""
+        return Binding(f"{name}.{half}", 0, cache_bytes(self.caches[name], self.n_slots, self.seq_len), access)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows to record for; steps with fewer use the recording too."""
+
+    all: int
+    logits: int
+
+    def of(self, rows: Rows) -> int:
+        """Those of a buffer."""
+        return self.logits if rows is Rows.LOGITS else self.all
+
+
+def dispatches(op: Op, around: Surroundings, counts: RowCounts) -> list[Dispatch]:
+    """What computes an op; nothing when it has no rows."""
+    return list(_MAPPERS[type(op)](op, around, counts))
+
+
+def gated_name(op: GatedMatmul) -> str:
+    """Key of gate and up together in `Surroundings.matrices`."""
+    return f"{op.gate}+{op.up}"
+
+
+def cache_bytes(cache: KvCache, n_slots: int, seq_len: int) -> int:
+    """Bytes of the keys, or of the values, of a layer; shaders/kv_cache.glsl."""
+    return n_slots * cache.n_kv_heads * seq_len * 16 * _units_of(cache.head_dim)
+
+
+def attention_partials(op: Attention, cache: KvCache, tuning: Tuning, n_rows: int, seq_len: int) -> int:
+    """Numbers a row that the parts of attention leave behind; 0 when positions are not cut into parts."""
+    n_splits = _attention_plan(op, cache, tuning, n_rows, seq_len).n_splits
+    return 0 if n_splits == 1 else op.n_heads * n_splits * (cache.head_dim + 2)
+
+
+def n_slices(n_logits: int, tuning: Tuning) -> int:
+    """Slices of a row of logits that workgroups look through."""
+    return -(-n_logits // tuning.slice_size)
+
+
+def _embed(op: Embed, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    matrix, out, lanes = around.matrices[op.weight], around.activations[op.out], around.tuning.plain_lanes
+    for shard in matrix.shards(around.tuning.limits.max_range):
+        yield Dispatch(
+            "embed",
+            (lanes, _TYPE_NUMBERS[matrix.float_type]),
+            (around.step, shard.units, shard.scales, out.values("w")),
+            words(shard.first_row, shard.n_rows, matrix.n_units, out.width, out.stride),
+            (-(-matrix.n_units // lanes), counts.all, 1),
+        )
+
+
+def _rope_angles(op: RopeAngles, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    out, n = around.activations[op.out], len(op.frequencies)
+    lanes = around.tuning.plain_lanes
+    yield Dispatch(
+        "rope_angles",
+        (lanes,),
+        (around.step, around.frequencies[op.frequencies], out.values("w")),
+        words(n, out.stride),
+        (-(-n // lanes), counts.all, 1),
+    )
+
+
+def _rms_norm(op: RmsNorm, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    x, out = around.activations[op.x], around.activations[op.out]
+    add = around.activations[op.add] if op.add is not None else x
+    n_rows = counts.of(around.rows[op.out])
+    if not n_rows:
+        return
+    of_logits = around.rows[op.out] is Rows.LOGITS
+    gathers = of_logits and around.rows[op.x] is Rows.ALL
+    lanes = around.tuning.sum_lanes
+    yield Dispatch(
+        _by_tier("rms_norm", around.tuning),
+        (lanes, _out_mode(out), int(op.add is not None), int(of_logits), int(gathers)),
+        (
+            around.step,
+            x.values("r" if op.add is None else "rw"),
+            add.values(),
+            around.vectors[op.weight],
+            out.values("w"),
+            out.scales("w"),
+        ),
+        words(x.width, x.stride // 4, add.stride // 4, out.row_words, float(op.epsilon)),
+        (n_rows, 1, 1),
+    )
+
+
+def _matmul(op: Matmul, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    x, out = around.activations[op.x], around.activations[op.out]
+    rows = around.rows[op.out]
+    yield from _multiply(around, x, around.matrices[op.weight], out, op.out_column, rows, counts.of(rows))
+
+
+def _multiply(
+    around: Surroundings,
+    x: Activation,
+    matrix: PackedMatrix,
+    out: Activation,
+    out_column: int,
+    rows: Rows,
+    n_rows: int,
+) -> Iterator[Dispatch]:
+    if not n_rows:
+        return
+    tuning, type = around.tuning, _TYPE_NUMBERS[matrix.float_type]
+    inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    for shard in matrix.shards(tuning.limits.max_range):
+        push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
+        if n_rows <= tune.MAX_MATVEC_ROWS:
+            shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, n_rows)
+            yield Dispatch(
+                "matvec_dot" if dot else _by_tier("matvec", tuning),
+                (shape.workgroup, type, shape.team, shape.rows, n_rows),
+                (shard.units, shard.scales, *inputs, out.values("w")),
+                push,
+                long_grid(-(-shard.n_rows // (shape.workgroup // shape.team * shape.rows))),
+            )
+        else:
+            tile = tune.tile(tuning, dot, n_rows)
+            yield Dispatch(
+                "matmul_dot" if dot else "matmul",
+                (*_tile_constants(tile, type), _F32, int(rows is Rows.LOGITS)),
+                (around.step, shard.units, shard.scales, *inputs, out.values("w")),
+                push,
+                (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
+            )
+
+
+def _gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    x, out, tuning = around.activations[op.x], around.activations[op.out], around.tuning
+    rows = around.rows[op.out]
+    n_rows = counts.of(rows)
+    if not n_rows:
+        return
+    matrix = around.matrices.get(gated_name(op))
+    if matrix is None:
+        yield from _gate_apart(op, around, n_rows)
+        return
+    type, mode = _TYPE_NUMBERS[matrix.float_type], _out_mode(out)
+    inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    for shard in matrix.shards(tuning.limits.max_range):
+        push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
+        outputs = out.values("w"), out.scales("w")
+        if n_rows <= tune.MAX_MATVEC_ROWS:
+            shape = tune.gated_matvec(tuning, n_rows)
+            yield Dispatch(
+                "gated_matvec_dot" if dot else _by_tier("gated_matvec", tuning),
+                (shape.workgroup, type, shape.team, shape.rows, n_rows, mode),
+                (shard.units, shard.scales, *inputs, *outputs),
+                push,
+                long_grid(-(-shard.n_rows // 64)),
+            )
+        else:
+            tile = tune.tile(tuning, dot, n_rows)
+            yield Dispatch(
+                "gated_matmul_dot" if dot else "gated_matmul",
+                (*_tile_constants(tile, type), mode, int(rows is Rows.LOGITS)),
+                (around.step, shard.units, shard.scales, *inputs, *outputs),
+                push,
+                (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
+            )
+
+
+def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[Dispatch]:
+    """Gate and up by themselves, for two number formats."""
+    x, out, lanes = around.activations[op.x], around.activations[op.out], around.tuning.plain_lanes
+    rows = around.rows[op.out]
+    gate, up = around.scratch["gate"], around.scratch["up"]
+    for name, into in ((op.gate, gate), (op.up, up)):
+        yield from _multiply(around, x, around.matrices[name], into, 0, rows, n_rows)
+    yield Dispatch(
+        "gate",
+        (lanes, _out_mode(out)),
+        (around.step, gate.values(), up.values(), out.values("w"), out.scales("w")),
+        words(out.width, gate.stride // 4, out.row_words),
+        (-(-out.width // (4 * lanes)), n_rows, 1),
+    )
+
+
+def _rope_store(op: RopeStore, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    qkv, angles, cache = around.activations[op.qkv], around.activations[op.angles], around.caches[op.cache]
+    lanes = around.tuning.plain_lanes
+    n_items = (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim // 2
+    yield Dispatch(
+        "rope_store",
+        (lanes, int(op.style is RopeStyle.HALF_SPLIT)),
+        (
+            around.step,
+            qkv.values("rw"),
+            angles.values(),
+            around.cache(op.cache, "keys", "w"),
+            around.cache(op.cache, "values", "w"),
+        ),
+        words(op.n_heads, cache.n_kv_heads, cache.head_dim, qkv.stride, angles.stride, around.seq_len),
+        (-(-n_items // lanes), counts.all, 1),
+    )
+
+
+@dataclass(frozen=True)
+class _AttentionPlan:
+    lanes: int
+    heads: int
+    head_units: int
+    n_groups: int  # workgroups for each row and part
+    n_splits: int
+
+
+def _attention_plan(op: Attention, cache: KvCache, tuning: Tuning, n_rows: int, seq_len: int) -> _AttentionPlan:
+    head_units = _units_of(cache.head_dim)
+    lanes = tune.attention_lanes(tuning, head_units)
+    heads = tune.attention_heads(tuning, min(op.group, op.n_heads), head_units, lanes)
+    n_groups = cache.n_kv_heads * -(-op.group // heads)
+    n_splits = tune.attention_splits(tuning, n_groups * n_rows, seq_len)
+    return _AttentionPlan(lanes, heads, head_units, n_groups, n_splits)
+
+
+def _attention(op: Attention, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    qkv, out, cache = around.activations[op.qkv], around.activations[op.out], around.caches[op.cache]
+    tuning, n_rows = around.tuning, counts.all
+    plan = _attention_plan(op, cache, tuning, n_rows, around.seq_len)
+    blocks_cross_heads = out.type is BufferType.Q80 and cache.head_dim % 32 != 0
+    into = around.scratch["attended"] if blocks_cross_heads else out
+    push = words(
+        op.n_heads,
+        cache.n_kv_heads,
+        op.group,
+        op.first_head,
+        cache.head_dim,
+        qkv.stride,
+        around.seq_len,
+        plan.n_splits,
+        tuning.min_split,
+        into.row_words,
+        float(op.scale),
+    )
+    splits = plan.n_splits > 1
+    partials = around.scratch["partials"] if splits else into
+    yield Dispatch(
+        "attention",
+        (plan.lanes, _out_mode(into), plan.heads, plan.head_units, int(splits)),
+        (
+            around.step,
+            qkv.values(),
+            around.cache(op.cache, "keys", "r"),
+            around.cache(op.cache, "values", "r"),
+            partials.values("w"),
+            partials.scales("w"),
+        ),
+        push,
+        (plan.n_splits, plan.n_groups, n_rows),
+    )
+    if splits:
+        lanes = max(8, min(64, plan.lanes))
+        yield Dispatch(
+            "attention_merge",
+            (lanes, _out_mode(into), plan.head_units),
+            (around.step, partials.values(), into.values("w"), into.scales("w")),
+            push,
+            (op.n_heads, n_rows, 1),
+        )
+    if blocks_cross_heads:
+        lanes = tuning.plain_lanes
+        yield Dispatch(
+            "quantize",
+            (lanes, _out_mode(out)),
+            (around.step, into.values(), out.values("w"), out.scales("w")),
+            words(out.width, into.stride // 4, out.row_words),
+            (-(-out.width // (4 * lanes)), n_rows, 1),
+        )
+
+
+def _top_candidates(op: TopCandidates, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    if not counts.logits:
+        return
+    logits, values = around.activations[op.logits], around.activations[op.values]
+    keys, sums = around.scratch["candidate_keys"], around.scratch["candidate_sums"]
+    tuning, k = around.tuning, values.width
+    slices = n_slices(logits.width, tuning)
+    constants = (tuning.sum_lanes, CANDIDATE_LIST, CANDIDATE_WINDOW)
+    yield Dispatch(
+        "top_candidates",
+        constants,
+        (around.step, logits.values(), keys.values("w"), sums.values("w")),
+        words(logits.width, logits.stride, tuning.slice_size, k),
+        (slices, counts.logits, 1),
+    )
+    yield Dispatch(
+        "merge_candidates",
+        constants,
+        (
+            around.step,
+            keys.values(),
+            sums.values(),
+            values.values("w"),
+            around.activations[op.ids].values("w"),
+            around.activations[op.log_sum_exp].values("w"),
+        ),
+        words(slices, k, op.first_id),
+        (counts.logits, 1, 1),
+    )
+
+
+_MAPPERS: dict[type[Op], Callable[[Any, Surroundings, RowCounts], Iterator[Dispatch]]] = {
+    Embed: _embed,
+    RopeAngles: _rope_angles,
+    RmsNorm: _rms_norm,
+    Matmul: _matmul,
+    GatedMatmul: _gated_matmul,
+    RopeStore: _rope_store,
+    Attention: _attention,
+    TopCandidates: _top_candidates,
+}
+
+
+def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[Binding, ...], int, bool]:
+    """Bindings of a matmul's input, its stride in the shader's elements of 16 bytes, and whether it is int8."""
+    dot = tune.uses_dot(tuning, matrix.float_type, x.packed)
+    if dot:
+        return (x.values(), x.scales()), x.stride // 16, True
+    return (x.values(),), x.stride // 4, False
+
+
+def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:
+    return tile.workgroup, type, tile.rows, tile.batch, tile.lane_rows, tile.lane_batch
+
+
+def _by_tier(shader: str, tuning: Tuning) -> str:
+    return shader + "_subgroup" if tuning.tier >= Tier.SUBGROUP else shader
+
+
+def _out_mode(out: Activation) -> int:
+    if out.type is BufferType.Q80:
+        return _Q80 if out.packed else _ROUNDED
+    return _F32
+
+
+def _units_of(head_dim: int) -> int:
+    return round_up(head_dim, 8) // 8

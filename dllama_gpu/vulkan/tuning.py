@@ -1,0 +1,174 @@
+"""How work is cut into workgroups: pure choices from a device's limits and an op's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+
+MAX_MATVEC_ROWS = 8  # batch rows up to which a matmul reads its weights without shared memory
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What suits a device; `for_device` makes the usual choices."""
+
+    limits: DeviceLimits
+    tier: Tier
+    sum_lanes: int
+    """Workgroup of ops that sum along a row: norms."""
+    plain_lanes: int
+    """Workgroup of ops whose lanes do not talk."""
+    team: int
+    """Lanes that share a weight row at least."""
+    busy_lanes: int
+    """Invocations that keep the device busy."""
+    attention_lanes: int
+    """Positions of a tile."""
+    min_split: int
+    """Positions of a part of a row's attention, a multiple of 32."""
+    busy_groups: int
+    """Workgroups of attention that keep the device busy; fewer make a row's positions be cut into parts."""
+    slice_size: int
+    """Logits that a workgroup looks through for candidates."""
+
+
+@dataclass(frozen=True)
+class MatvecShape:
+    """Workgroup, lanes of a team, weight rows of a team at a time."""
+
+    workgroup: int
+    team: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """A workgroup's tile of a matmul and each lane's part of it."""
+
+    rows: int
+    batch: int
+    lane_rows: int
+    lane_batch: int
+
+    @property
+    def workgroup(self) -> int:
+        """Invocations."""
+        return self.rows // self.lane_rows * self.batch // self.lane_batch
+
+
+def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
+    """Choices that are known to be good for the kind of device."""
+    subgroup = _power_of_two(min(max(limits.subgroup_size, 8), limits.max_invocations))
+    if limits.is_cpu:
+        # A subgroup is a vector register: wider workgroups only add switches between subgroups.
+        return Tuning(
+            limits,
+            tier,
+            sum_lanes=subgroup,
+            plain_lanes=4 * subgroup,
+            team=subgroup,
+            busy_lanes=0,
+            attention_lanes=4 * subgroup,
+            min_split=256,
+            busy_groups=1,
+            slice_size=16384,
+        )
+    return Tuning(
+        limits,
+        tier,
+        sum_lanes=min(256, limits.max_invocations),
+        plain_lanes=min(64, limits.max_invocations),
+        team=subgroup,
+        busy_lanes=1 << 16,
+        attention_lanes=128,
+        min_split=128,
+        busy_groups=512,
+        slice_size=4096,
+    )
+
+
+def matvec(tuning: Tuning, n_rows: int, n_units: int, batch_rows: int) -> MatvecShape:
+    """Few teams make long ones: a row's columns are then shared by more lanes."""
+    rows = 1 if tuning.limits.is_cpu or batch_rows > 4 else 2
+    limit = min(256, tuning.limits.max_invocations)
+    team = tuning.team
+    while team < limit and n_rows // rows * team < tuning.busy_lanes and n_units >= 4 * team:
+        team *= 2
+    workgroup = team if tuning.limits.is_cpu else max(team, min(limit, 2 * tuning.team))
+    if tuning.tier < Tier.SUBGROUP:
+        workgroup = max(team, min(workgroup, _sums_that_fit(tuning, rows * batch_rows)))
+        while workgroup > _sums_that_fit(tuning, rows * batch_rows):
+            team, workgroup = team // 2, workgroup // 2
+    return MatvecShape(workgroup, team, rows)
+
+
+def gated_matvec(tuning: Tuning, batch_rows: int) -> MatvecShape:
+    """A workgroup makes 32 numbers, which are 64 weight rows."""
+    team = tuning.team
+    if tuning.limits.is_cpu:
+        return MatvecShape(team, team, 2)
+    rows = 2
+    workgroup = min(256, tuning.limits.max_invocations, team * 64 // rows)
+    if tuning.tier < Tier.SUBGROUP:
+        while workgroup > _sums_that_fit(tuning, rows * batch_rows):
+            workgroup //= 2
+            team = min(team, workgroup)
+    return MatvecShape(workgroup, team, rows)
+
+
+def tile(tuning: Tuning, dot: bool, batch_rows: int) -> TileShape:
+    """A matmul's tile; 64 weight rows, which are a block of 32 numbers behind a gate."""
+    batch = 16 if batch_rows <= 16 else 64 if dot and batch_rows > 32 else 32
+    lane_rows, lane_batch = 8, 4
+    return TileShape(64, batch, lane_rows, lane_batch)
+
+
+def attention_heads(tuning: Tuning, group: int, head_units: int, lanes: int) -> int:
+    """Query heads that a workgroup computes together: up to 4, evenly, as shared memory allows."""
+    heads = -(-group // -(-group // 4))
+    while heads > 1 and _attention_bytes(heads, head_units, lanes) > tuning.limits.shared_bytes:
+        heads -= 1
+    return heads
+
+
+def attention_lanes(tuning: Tuning, head_units: int) -> int:
+    """Workgroup of attention: at least a lane for each 8 elements of a head."""
+    lanes = max(tuning.attention_lanes, _power_of_two_from(head_units))
+    while lanes > max(8, _power_of_two_from(head_units)) and (
+        _attention_bytes(1, head_units, lanes) > tuning.limits.shared_bytes or lanes > tuning.limits.max_invocations
+    ):
+        lanes //= 2
+    return lanes
+
+
+def attention_splits(tuning: Tuning, n_groups: int, seq_len: int) -> int:
+    """Parts of a row's positions, so that `n_groups` workgroups for each part keep the device busy."""
+    wanted = -(-tuning.busy_groups // n_groups)
+    return max(1, min(wanted, -(-seq_len // tuning.min_split), 64))
+
+
+def uses_dot(tuning: Tuning, type: FloatType, packed_input: bool) -> bool:
+    """Whether a matmul reads int8 activations."""
+    return packed_input and type.is_quantized and tuning.tier >= Tier.DOT
+
+
+def _attention_bytes(heads: int, head_units: int, lanes: int) -> int:
+    queries, results = 32 * heads * head_units, 32 * head_units + 96
+    return queries + results + 4 * heads * (lanes + 8) + 36 * lanes
+
+
+def _sums_that_fit(tuning: Tuning, n_sums: int) -> int:
+    """Lanes whose sums fit three quarters of shared memory; the rest is for what else a shader keeps there."""
+    return _power_of_two(tuning.limits.shared_bytes * 3 // 4 // (4 * n_sums))
+
+
+def _power_of_two(n: int) -> int:
+    """The largest power of two up to n."""
+    return 1 << (n.bit_length() - 1)
+
+
+def _power_of_two_from(n: int) -> int:
+    """The smallest power of two from n on."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,3 @@
+float silu(float value) {
+    return value / (1.0 + exp(-value));
+}
