@@ -7,6 +7,12 @@ bool better(uvec2 a, uvec2 b) {
     return a.x > b.x || (a.x == b.x && a.y > b.y);
 }
 
+// An index of the list for one more key. The scope is said because without it the atomic would have the device's,
+// which not every driver has.
+uint take_place() {
+    return atomicAdd(n_best, 1, gl_ScopeWorkgroup, gl_StorageSemanticsNone, gl_SemanticsRelaxed);
+}
+
 // An integer in the order of the floats; zero has one sign.
 uint ordered(float value) {
     uint bits = floatBitsToUint(value == 0 ? 0.0 : value);

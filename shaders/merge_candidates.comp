@@ -1,5 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_memory_scope_semantics : require
 // The best k of a row's slices, and its log-sum-exp. A workgroup takes a row.
 
 layout(local_size_x_id = 0) in;
@@ -39,7 +40,7 @@ void main() {
         for (uint i = window + lane; i < min(window + WINDOW, end); i += WORKGROUP) {
             uvec2 key = keys[i];
             if (better(key, worst)) {
-                best[atomicAdd(n_best, 1)] = key;
+                best[take_place()] = key;
             }
         }
         barrier();

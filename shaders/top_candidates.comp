@@ -1,5 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_memory_scope_semantics : require
 // The best k logits of one slice of a row, best first, and the slice's log-sum-exp as (largest, sum).
 // The list fills up, is sorted and cut to k; from then on only better logits enter.
 
@@ -44,7 +45,7 @@ void main() {
             float logit = logits[row * shape.stride + i];
             uvec2 key = uvec2(ordered(logit), ~i);
             if (better(key, worst)) {
-                best[atomicAdd(n_best, 1)] = key;
+                best[take_place()] = key;
             }
             float tempered = logit / temperature;
             if (tempered > largest) {

@@ -141,7 +141,7 @@ def _rms_norm(op: RmsNorm, around: Surroundings, counts: RowCounts) -> Iterator[
         (lanes, _out_mode(out), int(op.add is not None), int(of_logits), int(gathers)),
         (
             around.step,
-            x.values("r" if op.add is None else "rw"),
+            x.values("rw"),
             add.values(),
             around.vectors[op.weight],
             out.values("w"),
@@ -245,6 +245,7 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
 
 
 def _rope_store(op: RopeStore, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    assert op.angles is not None
     qkv, angles, cache = around.activations[op.qkv], around.activations[op.angles], around.caches[op.cache]
     lanes = around.tuning.plain_lanes
     n_items = (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim // 2

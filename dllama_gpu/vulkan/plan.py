@@ -16,19 +16,26 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     AllReduce,
     Attention,
     Broadcast,
     BufferType,
+    CacheType,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     GatherCandidates,
     Graph,
     Matmul,
     RmsNorm,
     RopeAngles,
+    RopeStore,
+    Step,
     TopCandidates,
+    TopExperts,
     Weight,
 )
 from dllama_gpu.model.source import ModelSource
@@ -250,12 +257,29 @@ def _check(graph: Graph) -> None:
             raise DllamaError(
                 f"the Vulkan device needs an even head_dim of at most {_MAX_HEAD_DIM}, not {cache.head_dim}"
             )
+        if cache.type is not CacheType.F16:
+            raise DllamaError(f"the Vulkan device keeps keys and values as f16, not {cache.type.value}")
     most = ops.CANDIDATE_LIST - ops.CANDIDATE_WINDOW
     for op in graph.steps:
+        if _is_foreign(op):
+            raise DllamaError(
+                f"the Vulkan device cannot run this model yet: it has no shader for {op}; use --device cpu"
+            )
         if isinstance(op, TopCandidates):
             k = next(buffer.width for buffer in graph.buffers if buffer.name == op.values)
             if k > most:
                 raise DllamaError(f"the Vulkan device finds at most {most} candidates, not {k}")
+
+
+def _is_foreign(op: Step) -> bool:
+    """What the graph can say and the shaders cannot do."""
+    return (
+        isinstance(op, TopExperts | ExpertGatedMatmul | ExpertMatmul)
+        or (isinstance(op, Embed | RopeAngles) and op.scale != 1)
+        or (isinstance(op, GatedMatmul) and op.activation is not GateActivation.SILU)
+        or (isinstance(op, RopeStore) and (op.angles is None or op.biases is not None or op.norms is not None))
+        or (isinstance(op, Attention) and op.window != 0)
+    )
 
 
 def _buckets(most: int) -> list[int]:
