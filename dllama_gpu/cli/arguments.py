@@ -121,7 +121,8 @@ def add_device_arguments(parser: Parser) -> None:
     )
     group.add_argument(
         "--buffer-float-type",
-        choices=("q80", "f32"),
+        choices=("q80", "f16", "f32"),
         default="q80",
-        help="number format of activations that meet quantized weights: q80 is fast, f32 exact (default: q80)",
+        help="number format of activations that meet quantized weights and of what nodes send each other: q80 is fast, "
+        "f32 exact, f16 as exact on a node and half as much to send (default: q80)",
     )

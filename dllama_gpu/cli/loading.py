@@ -50,6 +50,11 @@ def open_chosen_model(options: Options) -> OpenModel:
     return open_with_tokenizer(options.model, options.tokenizer, weights)
 
 
+def buffer_type(options: Options) -> BufferType:
+    """What --buffer-float-type means for activations on a node; f16 is a format for the network alone."""
+    return BufferType.Q80 if options.buffer_float_type == "q80" else BufferType.F32
+
+
 @contextmanager
 def load_program(
     model: OpenModel, device: Device, options: Options, *, seq_len: int, max_rows: int, max_logit_rows: int
@@ -64,7 +69,7 @@ def load_program(
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
         seq_len=seq_len,
-        buffer_type=BufferType(options.buffer_float_type),
+        buffer_type=buffer_type(options),
     )
     graph = build_graph(model.source, graph_options)
     describe(model, graph, device, alone=options.workers is None)

@@ -55,9 +55,9 @@ def run(options: Options) -> int:
     """Plans and prints."""
     _check(options)
 
+    from dllama_gpu.cli.loading import buffer_type
     from dllama_gpu.graph.advice import consult
     from dllama_gpu.graph.cluster_file import read_cluster_file
-    from dllama_gpu.graph.graph import BufferType
     from dllama_gpu.graph.plan_text import describe, measurements
     from dllama_gpu.graph.profile import PlanOptions
     from dllama_gpu.model.float_type import FloatType
@@ -70,7 +70,7 @@ def run(options: Options) -> int:
             n_slots=options.slots,
             max_logit_rows=min(options.slots, _MAX_ROWS),
             max_rows=_MAX_ROWS,
-            buffer_type=BufferType(options.buffer_float_type),
+            buffer_type=buffer_type(options),
             wire=FloatType(options.buffer_float_type),
             ratio=options.ratio,
         )

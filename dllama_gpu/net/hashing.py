@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+import dllama_gpu
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.slices import WeightSlice, read_slice
 from dllama_gpu.net.store import new_digest
@@ -20,10 +21,11 @@ _CHUNK_BYTES = 4 << 20
 
 
 class _Remembered(msgspec.Struct):
-    """Digests of one model file, valid as long as its size and time of change stay."""
+    """Digests of one model, valid as long as its files and the release that converts them stay."""
 
-    size: int
-    mtime_ns: int
+    release: str
+    files: list[tuple[str, int, int]]
+    """Name, bytes and time of change of each."""
     digests: dict[str, bytes]
 
 
@@ -69,15 +71,16 @@ def _file_of(folder: Path, model: Path) -> Path:
 
 
 def _load(file: Path | None, model: Path) -> _Remembered:
-    status = model.stat()
-    fresh = _Remembered(status.st_size, status.st_mtime_ns, {})
+    paths = sorted(model.iterdir()) if model.is_dir() else [model]
+    status = [(path.name, path.stat()) for path in paths if path.is_file()]
+    fresh = _Remembered(dllama_gpu.__version__, [(name, one.st_size, one.st_mtime_ns) for name, one in status], {})
     if file is None:
         return fresh
     try:
         found = msgspec.msgpack.decode(file.read_bytes(), type=_Remembered)
     except (OSError, msgspec.MsgspecError):
         return fresh
-    return found if (found.size, found.mtime_ns) == (fresh.size, fresh.mtime_ns) else fresh
+    return found if (found.release, found.files) == (fresh.release, fresh.files) else fresh
 
 
 def _save(file: Path, remembered: _Remembered) -> None:

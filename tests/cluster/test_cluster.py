@@ -123,6 +123,16 @@ def test_two_and_three_workers_write_the_text_of_one_node(
             assert greedy(load(cluster, source, ratio)) == expected, ratio
 
 
+def test_more_nodes_than_kv_heads_and_as_many_as_heads_write_the_text_of_one_node(
+    source: ModelSource, stack: ExitStack
+) -> None:
+    expected = greedy(on_one_node(source))
+    workers = start(stack, 8)
+    for n_nodes in (5, 9):
+        with connect(workers[: n_nodes - 1], timeout=30.0) as cluster:
+            assert greedy(load(cluster, source, [1] * n_nodes)) == expected
+
+
 def test_all_logits_are_those_of_one_node(source: ModelSource, stack: ExitStack) -> None:
     one = on_one_node(source)
     batch = Batch.of([Row(token, 0, i, True) for i, token in enumerate(PROMPT[:16])])

@@ -53,7 +53,8 @@ def test_the_text_is_that_of_one_node_and_every_node_is_accounted_for(
     expected = capsys.readouterr().out
     assert lanes(tmp_path / "alone.json") == {"0 root": {"step", "compute"}}
     addresses = workers(2)
-    for options in (["--ratio", "2,1,1", "--trace", str(tmp_path / "trace.json")], []):
+    f16 = ["--ratio", "1,1,1", "--buffer-float-type", "f16"]
+    for options in (f16, ["--ratio", "2,1,1", "--trace", str(tmp_path / "trace.json")], []):
         assert inference(model, addresses, *options) == 0
         shown = capsys.readouterr()
         assert shown.out == expected

@@ -44,7 +44,7 @@ HeaderBytes write_header(const FrameHeader& header) {
   return bytes;
 }
 
-bool read_header(const HeaderBytes& bytes, FrameHeader& header) {
+bool read_header(const uint8_t* bytes, FrameHeader& header) {
   const uint32_t magic = load_little<uint32_t>(&bytes[0]);
   header.authenticated = magic == kAuthenticatedMagic;
   header.kind = static_cast<FrameKind>(bytes[4]);

@@ -34,7 +34,7 @@ using HeaderBytes = std::array<uint8_t, kHeaderBytes>;
 HeaderBytes write_header(const FrameHeader& header);
 
 // False if these bytes begin no frame. `kind` and `wire` may be numbers that stand for nothing.
-bool read_header(const HeaderBytes& bytes, FrameHeader& header);
+bool read_header(const uint8_t* bytes, FrameHeader& header);
 
 // Same frame, whatever the payload's size.
 bool in_step(const FrameHeader& found, const FrameHeader& due);

@@ -1,10 +1,14 @@
 #include "link.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 namespace dllama::net {
 
 namespace {
+
+constexpr size_t kUsualBytes = 64 << 10;
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
@@ -33,15 +37,22 @@ void Link::start_send(FrameHeader header, const uint8_t* payload, size_t size, C
   out_payload_ = payload;
   out_size_ = size;
   n_sent_ = 0;
-  if (keys_) out_mac_ = mac_of(keys_->send, out_header_, payload, size);
+  if (keys_) out_mac_ = mac_of(keys_->send, out_header_.data(), payload, size);
   sending_ = true;
   started_ = last_moved_ = now;
 }
 
 void Link::start_receive(FrameHeader due, bool exact, Clock::time_point now) {
+  if (accepted_) {  // what lies behind the frame before is the beginning of this one
+    const size_t done = frame_bytes();
+    n_buffered_ -= done;
+    std::memmove(buffer_.get(), buffer_.get() + done, n_buffered_);
+  }
+  accepted_ = begun_ = false;
   due_ = due;
   exact_ = exact;
-  n_received_ = 0;
+  // How long an inexact frame is, its header tells; most are short.
+  make_room(kHeaderBytes + (exact ? due.payload_bytes : std::min<size_t>(due.payload_bytes, kUsualBytes)) + mac_bytes());
   receiving_ = true;
   started_ = first_byte_ = last_moved_ = now;
 }
@@ -53,10 +64,11 @@ bool Link::progress(Clock::time_point now, std::optional<Failure>& failure) {
     if (!sending_) stats_.sending_seconds += seconds(now - started_);
   }
   if (receiving_ && !failure) {
-    const bool first = n_received_ == 0;
+    const bool first = !begun_;
     if (receive(failure)) {
       moved = true;
       if (first) {
+        begun_ = true;
         first_byte_ = now;
         stats_.waiting_seconds += seconds(now - started_);
       }
@@ -82,31 +94,47 @@ bool Link::send(std::optional<Failure>& failure) {
   return true;
 }
 
+// True if anything came. The frame may be there already, read together with the one before.
 bool Link::receive(std::optional<Failure>& failure) {
-  // Never past the end of this frame: behind it may stand the next one. So the header is read alone.
-  const bool in_header = n_received_ < kHeaderBytes;
-  const InPart parts[kMaxParts] = {{in_header_.data(), kHeaderBytes},
-                                   {payload_.get(), in_header ? 0 : received_.payload_bytes},
-                                   {in_mac_.data(), in_header ? 0 : mac_bytes()}};
-  InPart rest[kMaxParts] = {};
-  const IoResult result = receive_some(socket_, rest, rest_of(parts, kMaxParts, n_received_, rest));
+  if (!begun_ && n_buffered_ > 0 && take(failure)) return true;
+  const InPart part{buffer_.get() + n_buffered_, capacity_ - n_buffered_};
+  const IoResult result = receive_some(socket_, &part, 1);
   if (result.status != IoStatus::Moved) {
     failure = explain(result);
     return false;
   }
-  n_received_ += result.n_bytes;
-  stats_.bytes_received += result.n_bytes;
-  if (in_header && (n_received_ < kHeaderBytes || !accept_header(failure))) return true;
-  if (n_received_ < kHeaderBytes + received_.payload_bytes + mac_bytes()) return true;
-  receiving_ = false;
-  if (keys_ && !equal(in_mac_, mac_of(keys_->receive, in_header_, payload_.get(), received_.payload_bytes)))
-    failure = Failure{rank_, Reason::WrongAuthentication, "its authentication code is wrong"};
+  n_buffered_ += result.n_bytes;
+  take(failure);
   return true;
 }
 
-// Decides whether the frame that begins is the one that is due, and makes room for its payload.
+// Looks at what has come; true when it is the whole frame, or not the one that is due.
+bool Link::take(std::optional<Failure>& failure) {
+  if (!accepted_ && (n_buffered_ < kHeaderBytes || !accept_header(failure))) return failure.has_value();
+  accepted_ = true;
+  make_room(frame_bytes());
+  if (n_buffered_ < frame_bytes()) return false;
+  receiving_ = false;
+  stats_.bytes_received += frame_bytes();
+  if (!keys_) return true;
+  const uint8_t* mac = received() + received_.payload_bytes;
+  Mac found, right = mac_of(keys_->receive, buffer_.get(), received(), received_.payload_bytes);
+  std::copy(mac, mac + found.size(), found.begin());
+  if (!equal(found, right)) failure = Failure{rank_, Reason::WrongAuthentication, "its authentication code is wrong"};
+  return true;
+}
+
+void Link::make_room(size_t n_bytes) {
+  if (n_bytes <= capacity_) return;
+  auto larger = std::make_unique<uint8_t[]>(n_bytes);
+  if (n_buffered_ > 0) std::memcpy(larger.get(), buffer_.get(), n_buffered_);
+  buffer_ = std::move(larger);
+  capacity_ = n_bytes;
+}
+
+// Decides whether the frame that begins is the one that is due.
 bool Link::accept_header(std::optional<Failure>& failure) {
-  const bool is_frame = read_header(in_header_, received_);
+  const bool is_frame = read_header(buffer_.get(), received_);
   const size_t size = received_.payload_bytes;
   if (!is_frame)
     failure = Failure{rank_, Reason::OutOfStep, "what it sent is no frame"};
@@ -122,14 +150,7 @@ bool Link::accept_header(std::optional<Failure>& failure) {
   else if (exact_ && size != 0 && size != due_.payload_bytes)
     failure = Failure{rank_, Reason::OutOfStep,
                       std::to_string(size) + " bytes were sent where " + std::to_string(due_.payload_bytes) + " were due"};
-  if (failure) return false;
-  if (size > capacity_) {
-    payload_.reset();
-    capacity_ = 0;
-    payload_ = std::make_unique<uint8_t[]>(size);
-    capacity_ = size;
-  }
-  return true;
+  return !failure;
 }
 
 std::optional<Failure> Link::explain(const IoResult& result) const {
@@ -139,9 +160,9 @@ std::optional<Failure> Link::explain(const IoResult& result) const {
   return Failure{rank_, Reason::Lost, error_text(result.error)};
 }
 
-Mac Link::mac_of(const MacKey& key, const HeaderBytes& header, const uint8_t* payload, size_t size) const {
+Mac Link::mac_of(const MacKey& key, const uint8_t* header, const uint8_t* payload, size_t size) const {
   SipHash hash(key);
-  hash.update(header.data(), header.size());
+  hash.update(header, kHeaderBytes);
   hash.update(payload, size);
   return hash.finish();
 }

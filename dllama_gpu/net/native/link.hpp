@@ -66,15 +66,19 @@ class Link {
   Clock::time_point first_byte() const { return first_byte_; }
   const LinkStats& stats() const { return stats_; }
 
-  const uint8_t* received() const { return payload_.get(); }
+  // Of the last frame, until the next receive begins.
+  const uint8_t* received() const { return buffer_.get() + kHeaderBytes; }
   size_t received_bytes() const { return received_.payload_bytes; }
 
  private:
   bool send(std::optional<Failure>& failure);
   bool receive(std::optional<Failure>& failure);
+  bool take(std::optional<Failure>& failure);
   bool accept_header(std::optional<Failure>& failure);
+  void make_room(size_t n_bytes);
+  size_t frame_bytes() const { return kHeaderBytes + received_.payload_bytes + mac_bytes(); }
   std::optional<Failure> explain(const IoResult& result) const;
-  Mac mac_of(const MacKey& key, const HeaderBytes& header, const uint8_t* payload, size_t size) const;
+  Mac mac_of(const MacKey& key, const uint8_t* header, const uint8_t* payload, size_t size) const;
   size_t mac_bytes() const { return keys_ ? sizeof(Mac) : 0; }
 
   int rank_;
@@ -89,12 +93,11 @@ class Link {
   size_t out_size_ = 0, n_sent_ = 0;
   Mac out_mac_;
 
-  bool receiving_ = false, exact_ = false;
+  // A frame is read in one piece, and with it, rarely, the beginning of the next one.
+  bool receiving_ = false, exact_ = false, begun_ = false, accepted_ = false;
   FrameHeader due_, received_;
-  HeaderBytes in_header_;
-  std::unique_ptr<uint8_t[]> payload_;
-  size_t capacity_ = 0, n_received_ = 0;
-  Mac in_mac_;
+  std::unique_ptr<uint8_t[]> buffer_;
+  size_t capacity_ = 0, n_buffered_ = 0;
 };
 
 }  // namespace dllama::net

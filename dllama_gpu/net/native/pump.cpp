@@ -32,16 +32,18 @@ std::optional<Failure> pump(const std::vector<Link*>& links, Clock::duration tim
                             const Interrupted& interrupted) {
   std::optional<Failure> failure;
   std::array<PollItem, kMaxNodes> items;
-  std::array<Link*, kMaxNodes> polled;
   Clock::time_point now = Clock::now(), last_moved = now, last_check = now;
   const Failure stop{-1, Reason::Stopped, ""};
 
-  // Most frames can be sent at once, and those of faster peers are there already.
-  for (Link* link : links) {
-    if (busy(*link)) link->progress(now, failure);
-    if (failure) return failure;
-  }
-  while (const Link* silent = quietest(links)) {
+  while (true) {
+    // Most frames can be sent at once, and those of faster peers are there already.
+    bool moved = false;
+    for (Link* link : links) {
+      if (busy(*link) && link->progress(now, failure)) moved = true;
+      if (failure) return failure;
+    }
+    const Link* silent = quietest(links);
+    if (!silent) return std::nullopt;
     now = Clock::now();
     if (stopped.load(std::memory_order_relaxed)) return stop;
     const auto left = silent->last_sign_of_life() + timeout - now;
@@ -50,25 +52,18 @@ std::optional<Failure> pump(const std::vector<Link*>& links, Clock::duration tim
       if (interrupted()) return stop;
       last_check = now;
     }
+    if (moved) last_moved = now;
+    if (now - last_moved < kBusyTime) continue;
+
     size_t n_items = 0;
     for (Link* link : links)
-      if (busy(*link)) {
-        items[n_items] = {link->socket(), link->receiving(), link->sending(), false};
-        polled[n_items++] = link;
-      }
-    const bool spin = now - last_moved < kBusyTime;
-    const int milliseconds = spin ? 0 : whole_milliseconds(std::min<Clock::duration>(left, kCheckInterval));
+      if (busy(*link)) items[n_items++] = {link->socket(), link->receiving(), link->sending()};
+    const int milliseconds = whole_milliseconds(std::min<Clock::duration>(left, kCheckInterval));
     const PollStatus status = poll_sockets(items.data(), n_items, milliseconds);
     if (status == PollStatus::Failed) return Failure{silent->rank(), Reason::Lost, "poll failed"};
     if (status == PollStatus::Interrupted && interrupted()) return stop;
     now = Clock::now();
-    for (size_t i = 0; i < n_items; i++) {
-      if (!items[i].ready) continue;
-      if (polled[i]->progress(now, failure)) last_moved = now;
-      if (failure) return failure;
-    }
   }
-  return std::nullopt;
 }
 
 }  // namespace dllama::net

@@ -55,7 +55,7 @@ IoResult receive_some(Socket socket, const InPart* parts, size_t n_parts) {
   return {n_bytes ? IoStatus::Moved : IoStatus::Closed, n_bytes, 0};
 }
 
-PollStatus poll_sockets(PollItem* items, size_t n_items, int milliseconds) {
+PollStatus poll_sockets(const PollItem* items, size_t n_items, int milliseconds) {
   std::array<WSAPOLLFD, kMaxNodes> system{};
   for (size_t i = 0; i < n_items; i++) {
     system[i].fd = static_cast<SOCKET>(items[i].socket);
@@ -63,7 +63,6 @@ PollStatus poll_sockets(PollItem* items, size_t n_items, int milliseconds) {
         static_cast<SHORT>((items[i].wants_read ? POLLRDNORM : 0) | (items[i].wants_write ? POLLWRNORM : 0));
   }
   if (WSAPoll(system.data(), static_cast<ULONG>(n_items), milliseconds) < 0) return PollStatus::Failed;
-  for (size_t i = 0; i < n_items; i++) items[i].ready = system[i].revents != 0;
   return PollStatus::Done;
 }
 
@@ -109,14 +108,13 @@ IoResult receive_some(Socket socket, const InPart* parts, size_t n_parts) {
   return transfer(socket, parts, n_parts, [](int fd, msghdr* message) { return recvmsg(fd, message, 0); });
 }
 
-PollStatus poll_sockets(PollItem* items, size_t n_items, int milliseconds) {
+PollStatus poll_sockets(const PollItem* items, size_t n_items, int milliseconds) {
   std::array<pollfd, kMaxNodes> system{};
   for (size_t i = 0; i < n_items; i++) {
     system[i].fd = static_cast<int>(items[i].socket);
     system[i].events = static_cast<short>((items[i].wants_read ? POLLIN : 0) | (items[i].wants_write ? POLLOUT : 0));
   }
   const int n_ready = poll(system.data(), static_cast<nfds_t>(n_items), milliseconds);
-  for (size_t i = 0; i < n_items; i++) items[i].ready = n_ready > 0 && system[i].revents != 0;
   if (n_ready >= 0) return PollStatus::Done;
   return errno == EINTR || errno == EAGAIN ? PollStatus::Interrupted : PollStatus::Failed;
 }

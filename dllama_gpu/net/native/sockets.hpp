@@ -38,13 +38,12 @@ struct PollItem {
   Socket socket;
   bool wants_read;
   bool wants_write;
-  bool ready;  // out: something wanted can be done, or the connection has an error to tell
 };
 
 enum class PollStatus { Done, Interrupted, Failed };
 
-// Waits until an item is ready, at most `milliseconds`. At most kMaxNodes items.
-PollStatus poll_sockets(PollItem* items, size_t n_items, int milliseconds);
+// Waits until something wanted can be done or a connection has an error to tell, at most `milliseconds`. At most kMaxNodes items.
+PollStatus poll_sockets(const PollItem* items, size_t n_items, int milliseconds);
 
 // Without this, macOS ends the process when a peer has gone; elsewhere it does nothing.
 void suppress_broken_pipe_signal(Socket socket);

@@ -123,6 +123,19 @@ def test_q80_scales_of_any_magnitude_are_those_of_the_codecs(largest: float) -> 
     assert_same_bits(found[1], np.float32(0) + rounded(rows, FloatType.Q80))
 
 
+def test_every_f16_number_and_those_halfway_between_are_rounded_as_numpy_rounds() -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halfway = (halves[:-1] + halves[1:]) / 2
+    near = [np.nextafter(halfway, np.float32(limit), dtype=np.float32) for limit in (0, np.inf)]
+    beyond = np.float32([65504, 65519, 65520, 65536, 1e9, 3e38, 1e-8, 2.98e-8, 1e-40])
+    rows = np.concatenate([halves, halfway, *near, beyond])
+    rows = np.stack([rows, -rows])
+    with np.errstate(over="ignore"):
+        wanted = np.float32(0) + rows.astype(np.float16).astype(np.float32)
+    with meshes(2) as nodes:
+        assert_same_bits(all_reduced(nodes, [rows, None], rows.shape, FloatType.F16, DIRECT)[1], wanted)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("algorithm", Algorithm, ids=lambda algorithm: algorithm.name)
 @pytest.mark.parametrize("wire", WIRES)

@@ -51,6 +51,27 @@ def test_a_hand_made_frame_is_understood() -> None:
                 assert add_up(mesh) == [3.0] * 32
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "authenticated"])
+def test_frames_that_come_together_are_taken_one_by_one(key: bytes | None) -> None:
+    """A peer may be one exchange ahead; its second frame is the longer or shorter one, or has no payload."""
+    shapes = [(1, 32), (3, 64), (1, 32), (2, 32), (1, 32)]
+    sent = [
+        frame(
+            b"" if number == 2 else ONES * (rows * columns // 32), sequence=2 * number, shape=(rows, columns), key=key
+        )
+        for number, (rows, columns) in enumerate(shapes)
+    ]
+    for end in (len(b"".join(sent)), len(sent[0]) + 5, len(sent[0] + sent[1]) + 28, len(sent[0] + sent[1]) + 40):
+        with mesh_and_socket(key=key) as (mesh, peer):
+            together = b"".join(sent)
+            peer.sendall(together[:end])
+            later = threading.Timer(0.05, peer.sendall, [together[end:]])
+            later.start()
+            sums = [add_up(mesh, shape)[0] for shape in shapes]
+            later.join()
+        assert sums == [3.0, 3.0, 2.0, 3.0, 3.0]
+
+
 WRONG_FRAMES = {
     "garbage": (b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n", "out of step: what it sent is no frame"),
     "wrong number of rows": (frame(ONES * 2, shape=(2, 32)), "out of step: .*2 x 32.*1 x 32"),

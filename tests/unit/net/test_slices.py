@@ -125,6 +125,35 @@ def test_hashes_of_a_changed_file_are_computed_anew(source: ModelSource, tmp_pat
     changed.close()
 
 
+def test_hashes_of_another_release_or_a_changed_folder_are_computed_anew(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may convert a model to other bytes; a model may be a folder of files."""
+
+    class InFolder:
+        path = tmp_path / "folder"
+        tensors, read, release = source.tensors, source.read, source.release
+
+    InFolder.path.mkdir()
+    weights = InFolder.path / "weights"
+    weights.write_bytes(b"one")
+    piece = graph_slices(graphs(source)[0])[-1]
+    computed: list[bool] = []
+    digest = hashing._digest
+    monkeypatch.setattr(hashing, "_digest", lambda *given: computed.append(True) or digest(*given))
+
+    def times_computed() -> int:
+        computed.clear()
+        slice_digests(InFolder(), [piece], tmp_path / "cache")  # type: ignore[arg-type]
+        return len(computed)
+
+    assert (times_computed(), times_computed()) == (1, 0)
+    weights.write_bytes(b"other")
+    assert (times_computed(), times_computed()) == (1, 0)
+    monkeypatch.setattr(hashing.dllama_gpu, "__version__", "9.9")
+    assert (times_computed(), times_computed()) == (1, 0)
+
+
 def test_a_damaged_file_of_hashes_is_ignored(source: ModelSource, tmp_path: Path) -> None:
     pieces = graph_slices(graphs(source)[0])
     first = slice_digests(source, pieces, tmp_path / "cache")
