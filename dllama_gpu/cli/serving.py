@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.engine_options import context_length
-from dllama_gpu.cli.loading import describe
+from dllama_gpu.cli.loading import buffer_type, describe
 from dllama_gpu.cli.serving_programs import ClusterPrograms, LocalPrograms, NodeShare
 from dllama_gpu.engine.engine import Engine, EngineOptions
 from dllama_gpu.engine.loading import OpenModel, build_graph
-from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.graph.llama import GraphOptions
 
 
@@ -41,7 +40,7 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
         max_logit_rows=min(options.prefill_chunk, options.slots),
         n_slots=options.slots,
         seq_len=context_length(options, model.spec.max_seq_len),
-        buffer_type=BufferType(options.buffer_float_type),
+        buffer_type=buffer_type(options),
     )
     kind = LocalPrograms if options.workers is None else ClusterPrograms
     programs = kind(model.source, options, graph_options, program)
