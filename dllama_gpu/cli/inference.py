@@ -14,12 +14,12 @@ from dllama_gpu.cli.arguments import (
     add_model_arguments,
     whole_number,
 )
+from dllama_gpu.cli.chat_template_option import add_chat_template_argument, check_chat_template
 from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_text
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
 from dllama_gpu.cli.text_file import read_text
-from dllama_gpu.errors import DllamaError
 
 if TYPE_CHECKING:
     from dllama_gpu.engine.events import FinishReason
@@ -46,11 +46,7 @@ def add_arguments(parser: Parser) -> None:
     prompt.add_argument(
         "--chat", action="store_true", help="the prompt is a question: wrap it in the model's chat template"
     )
-    prompt.add_argument(
-        "--chat-template",
-        metavar="NAME",
-        help="use this template in place of the model's: llama2, llama3, deepseek3 or chatml",
-    )
+    add_chat_template_argument(prompt)
     prompt.add_argument("--system", metavar="TEXT", help="system message for --chat")
     text = parser.add_argument_group("generation")
     text.add_argument(
@@ -85,7 +81,7 @@ def run(options: Options) -> int:
     sampling = sampling_params(options, PROGRAM)
     if (options.system is not None or options.chat_template is not None) and not options.chat:
         raise UsageError("--system and --chat-template say how to ask with --chat; add it", PROGRAM)
-    check_chat_template(options.chat_template)
+    check_chat_template(options.chat_template, PROGRAM)
     check_cluster_options(options, PROGRAM)
     prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
 
@@ -126,18 +122,6 @@ def run(options: Options) -> int:
     if not options.no_benchmark:
         print_benchmark(generation.statistics, describe_end(generation.finish_reason, seq_len), loaded.seconds)
     return SUCCESS
-
-
-def check_chat_template(name: str | None) -> None:
-    """Raises UsageError for a name that --chat-template does not take."""
-    if name is None:
-        return
-    from dllama_gpu.tokenizer.chat_kinds import chat_kind
-
-    try:
-        chat_kind(name)
-    except DllamaError as error:
-        raise UsageError(str(error), PROGRAM) from None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, options: Options) -> list[int]:

@@ -18,6 +18,7 @@ from dllama_gpu.cli.failures import guarded
 _PROGRAM = "dllama-gpu"
 _COMMANDS = {
     "inference": "continue a prompt and say how fast it was",
+    "chat": "talk with a model, on a terminal or over a pipe",
     "perplexity": "measure how well a model predicts a text",
     "api": "serve a model to many users through OpenAI's API",
     "devices": "show what this machine offers and which kernels are chosen",

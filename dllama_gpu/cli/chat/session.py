@@ -1,0 +1,193 @@
+"""A chat from its first line to its last: reads entries, carries out commands, has messages answered."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+from dllama_gpu.cli.chat.answering import Answering
+from dllama_gpu.cli.chat.commands import Command, help_text, read_entry, unquoted
+from dllama_gpu.cli.chat.conversation import Conversation, fitted
+from dllama_gpu.cli.chat.interrupt import StopWish
+from dllama_gpu.cli.chat.report import context_text, statistics_text
+from dllama_gpu.cli.chat.transcript import read_transcript, write_transcript
+from dllama_gpu.cli.failures import FAILURE, SUCCESS
+from dllama_gpu.engine.generation import FinishReason, PrefillProgress
+from dllama_gpu.errors import DllamaError
+
+
+class Surface(Protocol):
+    """Where a chat takes place: a terminal or a pipe."""
+
+    def read(self, status: str) -> str | None:
+        """The next entry, None at the end; `status` may be shown beside the prompt."""
+
+    def tell(self, text: str) -> None:
+        """Shows a remark on the chat, which is no part of it."""
+
+    def complain(self, sentence: str) -> None:
+        """Shows what was wrong with an entry."""
+
+    def stoppable(self) -> AbstractContextManager[StopWish]:
+        """Around an answer; says whether it shall stop."""
+
+    def reading_prompt(self) -> AbstractContextManager[PrefillProgress]:
+        """Around the time before the first piece of an answer."""
+
+    def write(self, piece: str) -> None:
+        """Shows the next piece of an answer."""
+
+    def end_answer(self) -> None:
+        """Ends an answer."""
+
+
+class Session:
+    """The state of one chat."""
+
+    def __init__(self, answering: Answering, surface: Surface, conversation: Conversation, rescue_file: Path) -> None:
+        self._answering = answering
+        self._surface = surface
+        self._rescue_file = rescue_file
+        self._own_files: set[Path] = set()
+        self._n_used = 0
+        self.conversation = conversation
+
+    def run(self) -> int:
+        """Goes on until the input ends or a command says so; the exit status tells whether every entry was understood.
+
+        When the model cannot go on, the conversation is saved before DllamaError is raised.
+        """
+        status = SUCCESS
+        while (text := self._surface.read(self._status())) is not None:
+            try:
+                entry = read_entry(text)
+                if isinstance(entry, Command):
+                    if entry.name == "quit":
+                        break
+                    self._carry_out(entry)
+                elif entry is not None:
+                    self._ask(entry.text)
+            except _ModelFailedError as error:
+                raise DllamaError(self._rescue(error.cause)) from error.cause
+            except DllamaError as error:
+                self._surface.complain(str(error))
+                status = FAILURE
+        return status
+
+    def _status(self) -> str:
+        return context_text(self._n_used, self._answering.seq_len)
+
+    def _carry_out(self, command: Command) -> None:
+        tell, path = self._surface.tell, Path(unquoted(command.argument)).expanduser()
+        if command.name == "help":
+            tell(help_text())
+        elif command.name == "reset":
+            self.conversation, self._n_used = self.conversation.reset(), 0
+            tell("a new conversation" + (", with the system message" if self.conversation.system is not None else ""))
+        elif command.name == "system":
+            self._set_system(command.argument)
+        elif command.name == "stats":
+            tell(statistics_text(self._answering, self.conversation, self._n_used))
+        elif command.name == "save":
+            may_replace = path.absolute() in self._own_files
+            write_transcript(path, self.conversation, may_replace=may_replace)
+            self._own_files.add(path.absolute())
+            tell(f"saved {_turns(self.conversation)} in {path}")
+        elif command.name == "load":
+            self.conversation = read_transcript(path)
+            self._n_used = 0
+            self._own_files.add(path.absolute())
+            tell(f"loaded {_turns(self.conversation)} from {path}")
+        elif command.name == "retry":
+            self._retry()
+
+    def _set_system(self, argument: str) -> None:
+        if not argument:
+            system = self.conversation.system
+            self._surface.tell("there is no system message" if system is None else system)
+            return
+        text = unquoted(argument)
+        self.conversation = replace(self.conversation, system=text or None)
+        self._surface.tell("the system message is set" if text else "the system message is gone")
+
+    def _retry(self) -> None:
+        if not self.conversation.turns:
+            raise DllamaError("there is no message yet that could be answered again")
+        before = self.conversation
+        question = before.turns[-1].question
+        self.conversation = before.without_last_turn()
+        if not self._ask(question):
+            self.conversation = before
+
+    def _ask(self, question: str) -> bool:
+        """Has the question answered; False when it was stopped before the first token, and so taken back."""
+        conversation = fitted(
+            self.conversation, question, self._answering.seq_len, lambda messages: len(self._answering.encode(messages))
+        )
+        n_more = conversation.n_left_out - self.conversation.n_left_out
+        if n_more:
+            self._surface.tell(
+                f"the conversation no longer fits the context of {self._answering.seq_len} positions: from here on the "
+                f"model does not see its oldest {_count(conversation.n_left_out, 'turn')} (/save still writes all, "
+                "/reset begins anew)"
+            )
+        answer = self._answer(self._answering.encode(conversation.messages(question)))
+        if answer is None:
+            self._surface.tell("stopped before the answer began; the message is taken back")
+            return False
+        self.conversation, self._n_used = conversation.with_turn(question, answer), self._answering.n_in_slot
+        if self._answering.finish_reason is None:
+            self._surface.tell("stopped")
+        elif self._answering.finish_reason is FinishReason.CONTEXT_FULL:
+            self._surface.tell(
+                f"the context of {self._answering.seq_len} positions is full, so the answer ends here; go on and the "
+                "oldest turns are left out, or begin anew with /reset"
+            )
+        elif self._answering.finish_reason is FinishReason.MAX_TOKENS:
+            self._surface.tell("the answer has as many tokens as --steps allows, so it ends here")
+        return True
+
+    def _answer(self, prompt: list[int]) -> str | None:
+        """The answer, which has been shown; None if it was stopped before its first token."""
+        with self._surface.stoppable() as wish:
+            written: list[str] = []
+            try:
+                with self._surface.reading_prompt() as on_prefill:
+                    pieces = self._answering.answer(prompt, wish.is_pressed, on_prefill)
+                    first = next(pieces, None)
+                if first is None and self._answering.finish_reason is None:
+                    return None
+                for piece in chain((first or "",), pieces):
+                    written.append(piece)
+                    self._surface.write(piece)
+            except DllamaError as error:
+                raise _ModelFailedError(error) from error
+            finally:
+                self._surface.end_answer()
+        return "".join(written)
+
+    def _rescue(self, error: DllamaError) -> str:
+        """Saves the conversation when nothing else can be done; the sentence that says so."""
+        if not self.conversation.turns:
+            return str(error)
+        try:
+            write_transcript(self._rescue_file, self.conversation, may_replace=True)
+        except DllamaError:
+            return str(error)
+        return f"{error}. The conversation up to the last message is saved: /load {self._rescue_file}"
+
+
+class _ModelFailedError(Exception):
+    def __init__(self, cause: DllamaError) -> None:
+        self.cause = cause
+
+
+def _turns(conversation: Conversation) -> str:
+    return _count(len(conversation.turns), "turn")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
