@@ -38,8 +38,7 @@ class GenerationRequest:
 class GenerationStatistics:
     """Work done so far. Seconds are those of the steps and of sampling; what the caller does in between is not in them.
 
-    The prompt's steps give the first token, so `n_decoded_tokens` counts those after it, an end token included. Tokens
-    of the prompt that the slot held already are not in `n_prompt_tokens`.
+    The prompt's steps give the first token, so `n_decoded_tokens` counts those after it, an end token included.
     """
 
     n_prompt_tokens: int
@@ -56,9 +55,6 @@ class Generation:
     A scheduler of many slots can take the place of this class and keep the rest: request, sampler, finish reason and
     statistics belong to one text, and its rows carry their slot.
 
-    `n_reused` tokens at the front of the prompt are not computed, because the slot holds their keys and values from an
-    earlier text; the last one always is, for its logits.
-
     Raises DllamaError when the prompt is empty or too long for the program's `seq_len`, or `max_tokens` is below 1.
     """
 
@@ -68,7 +64,6 @@ class Generation:
         request: GenerationRequest,
         *,
         slot: int = 0,
-        n_reused: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_prompt(len(request.prompt), program.graph.seq_len)
@@ -79,8 +74,7 @@ class Generation:
         self._slot = slot
         self._clock = clock
         self._sampler = Sampler(request.sampling, request.prompt, request.n_known_ids)
-        self._n_reused = min(n_reused, len(request.prompt) - 1)
-        self._n_prompt_done = self._n_reused
+        self._n_prompt_done = 0
         self._n_chosen = 0
         self._prefill_seconds = 0.0
         self._first_token_seconds: float | None = None
@@ -91,17 +85,12 @@ class Generation:
     def statistics(self) -> GenerationStatistics:
         """What was done until now; right also after an interruption."""
         return GenerationStatistics(
-            n_prompt_tokens=self._n_prompt_done - self._n_reused,
+            n_prompt_tokens=self._n_prompt_done,
             prefill_seconds=self._prefill_seconds,
             n_decoded_tokens=max(0, self._n_chosen - 1),
             decode_seconds=self._decode_seconds,
             time_to_first_token=self._first_token_seconds,
         )
-
-    @property
-    def n_in_slot(self) -> int:
-        """How many tokens of the prompt and the text the slot holds; right also after an interruption."""
-        return self._n_prompt_done + max(0, self._n_chosen - 1)
 
     def tokens(self, on_prefill: PrefillProgress | None = None) -> Iterator[int]:
         """Yields each token as soon as it is chosen; at the end `finish_reason` says why it is the end.
@@ -127,8 +116,7 @@ class Generation:
 
     def _prefill(self, on_prefill: PrefillProgress | None) -> None:
         prompt = self._request.prompt
-        for uncomputed in chunks(len(prompt) - self._n_reused, self._program.graph.max_rows):
-            chunk = range(self._n_reused + uncomputed.start, self._n_reused + uncomputed.stop)
+        for chunk in chunks(len(prompt), self._program.graph.max_rows):
             started = self._clock()
             rows = [self._row(prompt[i], i, wants_logits=i == len(prompt) - 1) for i in chunk]
             self._program.run(Batch.of(rows))

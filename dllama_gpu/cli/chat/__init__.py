@@ -14,6 +14,7 @@ from dllama_gpu.cli.arguments import (
 )
 from dllama_gpu.cli.chat_template_option import add_chat_template_argument, check_chat_template
 from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
+from dllama_gpu.cli.engine_options import add_engine_arguments
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, sampling_params
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ Over a pipe each line is a message, or the lines between two """; the answers al
 output, and the chat ends with its input.
 
 When the conversation has outgrown the context, its oldest turns are left out, and the chat says so.'''
-DEFAULT_SEQ_LEN = 4096
 
 
 def add_arguments(parser: Parser) -> None:
@@ -48,22 +48,10 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="tokens of an answer at most (default: as many as the context holds)",
     )
-    text.add_argument(
-        "--max-seq-len",
-        type=whole_number(1),
-        metavar="N",
-        help=f"context to use, in tokens; never more than the model allows (default: {DEFAULT_SEQ_LEN})",
-    )
-    text.add_argument(
-        "--prefill-chunk",
-        type=whole_number(1, 8192),
-        default=128,
-        metavar="N",
-        help="prompt tokens computed in one step (default: %(default)s)",
-    )
     add_sampling_arguments(parser)
     add_device_arguments(parser)
-    add_cluster_arguments(parser)
+    add_cluster_arguments(parser, trace=False)
+    add_engine_arguments(parser, slots=None)
 
 
 def run(options: Options) -> int:
@@ -74,26 +62,16 @@ def run(options: Options) -> int:
 
     from dllama_gpu.cli.chat.answering import Answering
     from dllama_gpu.cli.chat.conversation import Conversation
-    from dllama_gpu.cli.chat.places import rescue_file
     from dllama_gpu.cli.chat.session import Session
-    from dllama_gpu.cli.loading import load_program, make_device
-    from dllama_gpu.engine.loading import open_with_tokenizer
+    from dllama_gpu.cli.loading import open_chosen_model
+    from dllama_gpu.cli.serving import start_engine
     from dllama_gpu.tokenizer.chat_template import ChatTemplate
 
-    device = make_device(options, PROGRAM)
-    with open_with_tokenizer(options.model, options.tokenizer) as model:
+    with open_chosen_model(options) as model:
         template = ChatTemplate.for_tokenizer(model.tokenizer, options.chat_template)
-        seq_len = min(model.spec.max_seq_len, options.max_seq_len or DEFAULT_SEQ_LEN)
-        with load_program(
-            model,
-            device,
-            options,
-            seq_len=seq_len,
-            max_rows=min(options.prefill_chunk, seq_len),
-            max_logit_rows=1,
-        ) as loaded:
-            answering = Answering(loaded.program, model.tokenizer, template, sampling, options.steps)
-            return Session(answering, _surface(options), Conversation(options.system), rescue_file()).run()
+        with start_engine(model, options, PROGRAM) as serving:
+            answering = Answering(serving.engine, model.tokenizer, template, sampling, options.steps)
+            return Session(answering, _surface(options), Conversation(options.system)).run()
 
 
 def _surface(options: Options) -> Surface:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from dllama_gpu.cli.chat.commands import is_open_block
 from dllama_gpu.cli.chat.interrupt import StopWish
-from dllama_gpu.cli.display import Advance, TextOutput
+from dllama_gpu.cli.display import TextOutput
 from dllama_gpu.cli.terminal_text import without_controls
 from dllama_gpu.errors import DllamaError
 
@@ -39,9 +39,9 @@ class PlainSurface:
         """Never stopped."""
         return nullcontext(StopWish())
 
-    def reading_prompt(self) -> AbstractContextManager[Advance]:
+    def waiting(self) -> AbstractContextManager[object]:
         """Shows nothing."""
-        return nullcontext(lambda done, total: None)
+        return nullcontext()
 
     def write(self, piece: str) -> None:
         """Writes to standard output at once."""

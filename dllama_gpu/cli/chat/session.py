@@ -15,7 +15,7 @@ from dllama_gpu.cli.chat.interrupt import StopWish
 from dllama_gpu.cli.chat.report import context_text, statistics_text
 from dllama_gpu.cli.chat.transcript import read_transcript, write_transcript
 from dllama_gpu.cli.failures import FAILURE, SUCCESS
-from dllama_gpu.engine.generation import FinishReason, PrefillProgress
+from dllama_gpu.engine.events import FinishReason
 from dllama_gpu.errors import DllamaError
 
 
@@ -34,7 +34,7 @@ class Surface(Protocol):
     def stoppable(self) -> AbstractContextManager[StopWish]:
         """Around an answer; says whether it shall stop."""
 
-    def reading_prompt(self) -> AbstractContextManager[PrefillProgress]:
+    def waiting(self) -> AbstractContextManager[object]:
         """Around the time before the first piece of an answer."""
 
     def write(self, piece: str) -> None:
@@ -47,19 +47,15 @@ class Surface(Protocol):
 class Session:
     """The state of one chat."""
 
-    def __init__(self, answering: Answering, surface: Surface, conversation: Conversation, rescue_file: Path) -> None:
+    def __init__(self, answering: Answering, surface: Surface, conversation: Conversation) -> None:
         self._answering = answering
         self._surface = surface
-        self._rescue_file = rescue_file
         self._own_files: set[Path] = set()
         self._n_used = 0
         self.conversation = conversation
 
     def run(self) -> int:
-        """Goes on until the input ends or a command says so; the exit status tells whether every entry was understood.
-
-        When the model cannot go on, the conversation is saved before DllamaError is raised.
-        """
+        """Goes on until the input ends or a command says so; the exit status tells whether every entry went well."""
         status = SUCCESS
         while (text := self._surface.read(self._status())) is not None:
             try:
@@ -70,8 +66,6 @@ class Session:
                     self._carry_out(entry)
                 elif entry is not None:
                     self._ask(entry.text)
-            except _ModelFailedError as error:
-                raise DllamaError(self._rescue(error.cause)) from error.cause
             except DllamaError as error:
                 self._surface.complain(str(error))
                 status = FAILURE
@@ -90,7 +84,7 @@ class Session:
         elif command.name == "system":
             self._set_system(command.argument)
         elif command.name == "stats":
-            tell(statistics_text(self._answering, self.conversation, self._n_used))
+            tell(statistics_text(self.conversation, self._n_used, self._answering.seq_len, self._answering.outcome))
         elif command.name == "save":
             may_replace = path.absolute() in self._own_files
             write_transcript(path, self.conversation, may_replace=may_replace)
@@ -134,55 +128,39 @@ class Session:
                 f"model does not see its oldest {_count(conversation.n_left_out, 'turn')} (/save still writes all, "
                 "/reset begins anew)"
             )
-        answer = self._answer(self._answering.encode(conversation.messages(question)))
-        if answer is None:
+        answer, reason = self._answer(self._answering.encode(conversation.messages(question)))
+        if reason is FinishReason.CANCELLED and not answer:
             self._surface.tell("stopped before the answer began; the message is taken back")
             return False
-        self.conversation, self._n_used = conversation.with_turn(question, answer), self._answering.n_in_slot
-        if self._answering.finish_reason is None:
+        self.conversation = conversation.with_turn(question, answer)
+        if reason is FinishReason.CANCELLED:
             self._surface.tell("stopped")
-        elif self._answering.finish_reason is FinishReason.CONTEXT_FULL:
+        elif reason is FinishReason.CONTEXT_FULL:
             self._surface.tell(
                 f"the context of {self._answering.seq_len} positions is full, so the answer ends here; go on and the "
                 "oldest turns are left out, or begin anew with /reset"
             )
-        elif self._answering.finish_reason is FinishReason.MAX_TOKENS:
+        elif reason is FinishReason.MAX_TOKENS:
             self._surface.tell("the answer has as many tokens as --steps allows, so it ends here")
         return True
 
-    def _answer(self, prompt: list[int]) -> str | None:
-        """The answer, which has been shown; None if it was stopped before its first token."""
+    def _answer(self, prompt: list[int]) -> tuple[str, FinishReason]:
+        """The answer, which has been shown, and why it ended."""
+        written: list[str] = []
         with self._surface.stoppable() as wish:
-            written: list[str] = []
+            pieces = self._answering.answer(prompt, wish.is_pressed)
             try:
-                with self._surface.reading_prompt() as on_prefill:
-                    pieces = self._answering.answer(prompt, wish.is_pressed, on_prefill)
-                    first = next(pieces, None)
-                if first is None and self._answering.finish_reason is None:
-                    return None
-                for piece in chain((first or "",), pieces):
+                with self._surface.waiting():
+                    first = next(pieces)
+                for piece in chain((first,), pieces):
                     written.append(piece)
                     self._surface.write(piece)
-            except DllamaError as error:
-                raise _ModelFailedError(error) from error
             finally:
                 self._surface.end_answer()
-        return "".join(written)
-
-    def _rescue(self, error: DllamaError) -> str:
-        """Saves the conversation when nothing else can be done; the sentence that says so."""
-        if not self.conversation.turns:
-            return str(error)
-        try:
-            write_transcript(self._rescue_file, self.conversation, may_replace=True)
-        except DllamaError:
-            return str(error)
-        return f"{error}. The conversation up to the last message is saved: /load {self._rescue_file}"
-
-
-class _ModelFailedError(Exception):
-    def __init__(self, cause: DllamaError) -> None:
-        self.cause = cause
+        outcome = self._answering.outcome
+        assert outcome is not None, "an answer that ended without an error has an outcome"
+        self._n_used = outcome.n_positions
+        return "".join(written), outcome.reason
 
 
 def _turns(conversation: Conversation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -20,7 +20,7 @@ from rich.text import Text
 from dllama_gpu.cli.chat.commands import COMMANDS, is_open_block
 from dllama_gpu.cli.chat.interrupt import StopWish, ctrl_c_stops
 from dllama_gpu.cli.chat.markdown_stream import MarkdownStream
-from dllama_gpu.cli.display import Advance, TextOutput, progress
+from dllama_gpu.cli.display import TextOutput
 from dllama_gpu.cli.terminal_text import without_controls
 
 _STYLE = Style.from_dict({"prompt": "ansicyan bold", "bottom-toolbar": "noreverse ansibrightblack"})
@@ -71,10 +71,10 @@ class TerminalSurface:
         """Ctrl-C stops the answer; what is typed meanwhile is not shown in the middle of it."""
         return _answer_time()
 
-    def reading_prompt(self) -> AbstractContextManager[Advance]:
-        """A bar if it takes more than a moment."""
+    def waiting(self) -> AbstractContextManager[object]:
+        """Shows that something is going on."""
         self._console.print()
-        return progress("reading", "tokens")
+        return self._console.status("[dim]reading[/dim]", spinner_style="dim") if self._as_markdown else nullcontext()
 
     def write(self, piece: str) -> None:
         """Draws the next piece of an answer."""

@@ -111,23 +111,6 @@ def test_tokens_come_one_by_one() -> None:
     assert len(program.batches) == 2
 
 
-@pytest.mark.parametrize("n_reused", [0, 3, 6, 7, 100])
-def test_what_the_slot_holds_is_not_computed_again_but_for_the_last_token(n_reused: int) -> None:
-    prompt = [3, 1, 4, 1, 5, 9, 2]
-    program = FakeProgram(tells_the_sum)
-    expected, _ = generate(program, prompt, 4)
-    program.batches.clear()
-    generation = Generation(program, GenerationRequest(prompt, 4, GREEDY), n_reused=n_reused)
-    progress: list[tuple[int, int]] = []
-    assert list(generation.tokens(lambda *step: progress.append(step))) == expected
-    first = min(n_reused, 6)
-    fed = [position for batch in program.batches for position in batch.positions]
-    assert fed == list(range(first, 10))
-    assert generation.statistics.n_prompt_tokens == 7 - first
-    assert generation.n_in_slot == 10
-    assert progress[-1] == (7, 7)
-
-
 def test_another_slot_is_used_when_asked_for() -> None:
     program = FakeProgram(counts_up, n_slots=3)
     list(Generation(program, GenerationRequest([1], 3, GREEDY), slot=2).tokens())
