@@ -18,7 +18,7 @@ from tests.unit.cli.conftest import Run
     ("arguments", "sentence"),
     [
         (["inferense"], "there is no command 'inferense' (did you mean inference?)"),
-        (["node"], "there is no command 'node' (the commands are inference, perplexity,"),
+        (["node"], "there is no command 'node' (the commands are inference, chat,"),
         (["--model", "x"], "unknown option '--model'"),
         (["inference"], "the following arguments are required: --model"),
         (["inference", "--model", "x"], "one of the arguments --prompt --prompt-file is required"),
