@@ -10,8 +10,9 @@ from pathlib import Path
 from benchmarks.measure import Job, job_from_json, measure, to_json
 from dllama_gpu import __version__
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 from launcher.guard import guarded
 
@@ -24,7 +25,7 @@ class OurRunner:
         device = CpuDevice(job.n_threads)
         options = GraphOptions(seq_len=job.seq_len)
         self._max_rows = options.max_rows
-        self._program = device.compile(build_llama(source.spec, source.tensors, options), source)
+        self._program = device.compile(build_graph(source.spec, source.tensors, options), source)
         self._batches: list[Batch] = []
         self.program = f"dllama-gpu {__version__} ({device.kernels})"
         self.vocab_size = source.spec.vocab_size

@@ -18,7 +18,7 @@ from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.loading import build_graph
 from dllama_gpu.engine.perplexity import measure_perplexity
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.convert import convert_gguf_to_m
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.open import open_model

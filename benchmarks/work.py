@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.graph import GatedMatmul, Graph, Matmul, Rows
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 
 
@@ -26,7 +27,7 @@ def work_of_model(path: Path, prompt_tokens: int) -> Work:
     """The work of the model in `path`. Raises DllamaError when it cannot be opened."""
     source = open_model(path)
     try:
-        return work_of_graph(build_llama(source.spec, source.tensors, GraphOptions()), prompt_tokens)
+        return work_of_graph(build_graph(source.spec, source.tensors, GraphOptions()), prompt_tokens)
     finally:
         source.close()
 

@@ -11,7 +11,7 @@ from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.generation import Generation, GenerationRequest
 from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
 from dllama_gpu.engine.sampling import SamplingParams
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 
 
 def main(model_path: str, prompt: str, max_tokens: int = 32) -> None:

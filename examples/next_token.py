@@ -11,7 +11,7 @@ from pathlib import Path
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
 from dllama_gpu.graph.batch import Batch, Row
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 
 
 def main(model_path: str, text: str, n_shown: int = 5) -> None:

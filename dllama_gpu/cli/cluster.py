@@ -18,7 +18,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.advice import consult
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import Graph
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.profile import NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import Shard, Span, shard_by_ratio
 from dllama_gpu.model.float_type import FloatType

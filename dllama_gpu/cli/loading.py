@@ -16,7 +16,7 @@ from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenize
 from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import BufferType, Graph
-from dllama_gpu.graph.llama import GraphOptions, weight_types
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.reweighted import ReweightedSource
@@ -87,7 +87,7 @@ def load_program(
 def describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> None:
     """Writes what a person wants to know of a model before it is loaded, as one graph or on this node `alone`."""
     note("model", f"{model.source.path.name}: {_shape(model.spec)}")
-    types = sorted(weight_types(graph).items(), key=lambda item: -item[1])
+    types = sorted(graph.weight_types().items(), key=lambda item: -item[1])
     parts = ", ".join(f"{float_type.value} {size_text(size)}" for float_type, size in types)
     note("weights", f"{size_text(graph.weight_bytes())} ({parts})")
     note(

@@ -18,7 +18,7 @@ from dllama_gpu.engine.rejoin import Rejoin
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, LoadProgress, Program
 from dllama_gpu.graph.graph import Graph
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.plan import best_subset
 from dllama_gpu.graph.plan import plan as plan_shares
 from dllama_gpu.graph.profile import Link, NodeProfile

@@ -14,6 +14,11 @@ class WeightType:
     Q41: WeightType
     Q80: WeightType
 
+class CacheType:
+    F16: CacheType
+    Q80: CacheType
+    F32: CacheType
+
 class ThreadPool:
     def __init__(self, n_threads: int, pin: bool) -> None: ...
     @property
@@ -21,6 +26,11 @@ class ThreadPool:
 
 class PackedWeight:
     def __init__(self, data: npt.NDArray[np.uint8], type: WeightType, n_rows: int, n_columns: int) -> None: ...
+
+class PackedExperts:
+    def __init__(
+        self, data: npt.NDArray[np.uint8], type: WeightType, n_experts: int, n_rows: int, n_columns: int
+    ) -> None: ...
 
 class RowSource:
     def __init__(
@@ -34,8 +44,9 @@ class ActivationBuffer:
 class KvCache:
     def __init__(
         self,
-        keys: npt.NDArray[np.uint16],
-        values: npt.NDArray[np.uint16],
+        keys: npt.NDArray[np.uint8],
+        values: npt.NDArray[np.uint8],
+        type: CacheType,
         n_slots: int,
         n_kv_heads: int,
         seq_len: int,
@@ -44,6 +55,9 @@ class KvCache:
 
 class AttentionWork:
     def __init__(self, max_rows: int, n_heads: int, padded_head_dim: int, seq_len: int) -> None: ...
+
+class ExpertWork:
+    def __init__(self, max_rows: int, k: int, first_expert: int, n_experts: int) -> None: ...
 
 class Step:
     def __init__(
@@ -57,8 +71,8 @@ class Step:
 
 class Program:
     def __init__(self, pool: ThreadPool, kernels: str, max_rows: int, max_logit_rows: int) -> None: ...
-    def add_embed(self, weight: RowSource, out: ActivationBuffer) -> None: ...
-    def add_rope_angles(self, frequencies: Sequence[float], out: ActivationBuffer) -> None: ...
+    def add_embed(self, weight: RowSource, out: ActivationBuffer, scale: float) -> None: ...
+    def add_rope_angles(self, frequencies: Sequence[float], out: ActivationBuffer, scale: float) -> None: ...
     def add_rms_norm(
         self,
         x: ActivationBuffer,
@@ -69,10 +83,18 @@ class Program:
     ) -> None: ...
     def add_matmul(self, x: ActivationBuffer, weight: PackedWeight, out: ActivationBuffer, out_column: int) -> None: ...
     def add_gated_matmul(
-        self, x: ActivationBuffer, gate: PackedWeight, up: PackedWeight, out: ActivationBuffer
+        self, x: ActivationBuffer, gate: PackedWeight, up: PackedWeight, out: ActivationBuffer, gelu: bool
     ) -> None: ...
     def add_rope_store(
-        self, qkv: ActivationBuffer, angles: ActivationBuffer, cache: KvCache, n_heads: int, half_split: bool
+        self,
+        qkv: ActivationBuffer,
+        angles: ActivationBuffer | None,
+        cache: KvCache,
+        n_heads: int,
+        half_split: bool,
+        biases: Sequence[npt.NDArray[np.float32]],
+        norms: Sequence[npt.NDArray[np.float32]],
+        epsilon: float,
     ) -> None: ...
     def add_attention(
         self,
@@ -82,8 +104,30 @@ class Program:
         n_heads: int,
         group: int,
         first_head: int,
+        window: int,
         scale: float,
         work: AttentionWork,
+    ) -> None: ...
+    def add_top_experts(
+        self, logits: ActivationBuffer, ids: ActivationBuffer, weights: ActivationBuffer, normalize: bool
+    ) -> None: ...
+    def add_expert_sort(self, ids: ActivationBuffer, work: ExpertWork) -> None: ...
+    def add_expert_gated_matmul(
+        self,
+        x: ActivationBuffer,
+        gate: PackedExperts,
+        up: PackedExperts,
+        out: ActivationBuffer,
+        gelu: bool,
+        work: ExpertWork,
+    ) -> None: ...
+    def add_expert_matmul(
+        self,
+        x: ActivationBuffer,
+        weights: ActivationBuffer,
+        down: PackedExperts,
+        out: ActivationBuffer,
+        work: ExpertWork,
     ) -> None: ...
     def add_top_candidates(
         self,
@@ -103,6 +147,7 @@ def cpu_features() -> list[str]: ...
 def read_rate(pool: ThreadPool, words: npt.NDArray[np.uint64]) -> float: ...
 def q80_bytes(rows: int, width: int) -> int: ...
 def packed_bytes(type: WeightType, n_rows: int, n_columns: int) -> int: ...
+def kv_cache_bytes(type: CacheType, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int) -> int: ...
 def pack(
     pool: ThreadPool,
     data: npt.NDArray[np.uint8],

@@ -14,10 +14,14 @@ from dllama_gpu.cpu.weights import LoadedWeights
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, ExchangeHandler
 from dllama_gpu.graph.graph import (
+    Activation,
     Attention,
     BufferType,
+    CacheType,
     Embed,
     Exchange,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     Graph,
     Matmul,
@@ -27,9 +31,15 @@ from dllama_gpu.graph.graph import (
     RopeStore,
     Rows,
     TopCandidates,
+    TopExperts,
 )
 from dllama_gpu.model.spec import RopeStyle
 
+_CACHE_TYPES = {
+    CacheType.F16: _native.CacheType.F16,
+    CacheType.Q80: _native.CacheType.Q80,
+    CacheType.F32: _native.CacheType.F32,
+}
 _LANES = 16  # positions and head elements are stored in multiples of this
 
 
@@ -42,8 +52,12 @@ class CpuProgram:
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._buffers: dict[str, _native.ActivationBuffer] = {}
         self._declared = {buffer.name: buffer for buffer in graph.buffers}
+        self._n_experts = {weight.name: weight.n_experts for weight in graph.weights}
         self._caches: dict[str, _native.KvCache] = {}
         self._attention_work: dict[tuple[int, int], _native.AttentionWork] = {}
+        self._expert_work: dict[tuple[int, int, int], _native.ExpertWork] = {}
+        # Whose rows the work is sorted by as emission goes on: the buffer of ids.
+        self._sorted: dict[tuple[int, int, int], str] = {}
         self._program = _native.Program(pool, kernels, graph.max_rows, graph.max_logit_rows or graph.max_rows)
         self._op_names: list[str] = []
         self._add_buffers()
@@ -119,18 +133,22 @@ class CpuProgram:
 
     def _add_caches(self) -> None:
         n_slots, seq_len = self._graph.n_slots, _round_up(self._graph.seq_len)
-        sizes = [2 * n_slots * c.n_kv_heads * seq_len * _round_up(c.head_dim) for c in self._graph.caches]
+        shapes = [
+            (_CACHE_TYPES[cache.type], n_slots, cache.n_kv_heads, seq_len, cache.head_dim)
+            for cache in self._graph.caches
+        ]
+        sizes = [_native.kv_cache_bytes(*shape) for shape in shapes]
         arena = Arena(2 * sum(map(Arena.padded, sizes)), "the KV cache")
-        for cache, size in zip(self._graph.caches, sizes, strict=True):
-            keys, values = (arena.take(size).view(np.uint16) for _ in range(2))
+        for cache, shape, size in zip(self._graph.caches, shapes, sizes, strict=True):
+            keys, values = (arena.take(size) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
-            self._caches[cache.name] = _native.KvCache(keys, values, n_slots, cache.n_kv_heads, seq_len, cache.head_dim)
+            self._caches[cache.name] = _native.KvCache(keys, values, *shape)
 
     def _emit_embed(self, op: Embed) -> None:
-        self._program.add_embed(self._weights.rows[op.weight], self._buffers[op.out])
+        self._program.add_embed(self._weights.rows[op.weight], self._buffers[op.out], op.scale)
 
     def _emit_rope_angles(self, op: RopeAngles) -> None:
-        self._program.add_rope_angles(op.frequencies, self._buffers[op.out])
+        self._program.add_rope_angles(op.frequencies, self._buffers[op.out], op.scale)
 
     def _emit_rms_norm(self, op: RmsNorm) -> None:
         add = self._buffers[op.add] if op.add is not None else None
@@ -143,12 +161,20 @@ class CpuProgram:
 
     def _emit_gated_matmul(self, op: GatedMatmul) -> None:
         gate, up = self._weights.packed[op.gate], self._weights.packed[op.up]
-        self._program.add_gated_matmul(self._buffers[op.x], gate, up, self._buffers[op.out])
+        gelu = op.activation is Activation.GELU_TANH
+        self._program.add_gated_matmul(self._buffers[op.x], gate, up, self._buffers[op.out], gelu)
 
     def _emit_rope_store(self, op: RopeStore) -> None:
-        assert op.angles is not None
-        qkv, angles, cache = self._buffers[op.qkv], self._buffers[op.angles], self._caches[op.cache]
-        self._program.add_rope_store(qkv, angles, cache, op.n_heads, op.style is RopeStyle.HALF_SPLIT)
+        self._program.add_rope_store(
+            self._buffers[op.qkv],
+            None if op.angles is None else self._buffers[op.angles],
+            self._caches[op.cache],
+            op.n_heads,
+            op.style is RopeStyle.HALF_SPLIT,
+            [self._weights.vectors[name] for name in op.biases or ()],
+            [self._weights.vectors[name] for name in op.norms or ()],
+            op.epsilon,
+        )
 
     def _emit_attention(self, op: Attention) -> None:
         head_dim = self._buffers[op.out].width // op.n_heads
@@ -163,9 +189,36 @@ class CpuProgram:
             op.n_heads,
             op.group,
             op.first_head,
+            op.window,
             op.scale,
             self._attention_work[key],
         )
+
+    def _emit_top_experts(self, op: TopExperts) -> None:
+        logits, ids, weights = self._buffers[op.logits], self._buffers[op.ids], self._buffers[op.weights]
+        self._program.add_top_experts(logits, ids, weights, op.normalize)
+        self._sorted = {key: name for key, name in self._sorted.items() if name != op.ids}
+
+    def _emit_expert_gated_matmul(self, op: ExpertGatedMatmul) -> None:
+        work = self._sorted_work(op.ids, op.first_expert, op.gate)
+        gate, up = self._weights.experts[op.gate], self._weights.experts[op.up]
+        gelu = op.activation is Activation.GELU_TANH
+        self._program.add_expert_gated_matmul(self._buffers[op.x], gate, up, self._buffers[op.out], gelu, work)
+
+    def _emit_expert_matmul(self, op: ExpertMatmul) -> None:
+        work = self._sorted_work(op.ids, op.first_expert, op.down)
+        x, weights, out = self._buffers[op.x], self._buffers[op.weights], self._buffers[op.out]
+        self._program.add_expert_matmul(x, weights, self._weights.experts[op.down], out, work)
+
+    def _sorted_work(self, ids: str, first_expert: int, weight: str) -> _native.ExpertWork:
+        """The memory in which rows are sorted by expert, shared by all layers; sorts them where that is not done."""
+        key = (self._buffers[ids].width, first_expert, self._n_experts[weight])
+        if key not in self._expert_work:
+            self._expert_work[key] = _native.ExpertWork(self._graph.max_rows, *key)
+        if self._sorted.get(key) != ids:
+            self._program.add_expert_sort(self._buffers[ids], self._expert_work[key])
+            self._sorted[key] = ids
+        return self._expert_work[key]
 
     def _emit_top_candidates(self, op: TopCandidates) -> None:
         logits, values = self._buffers[op.logits], self._buffers[op.values]
@@ -181,6 +234,9 @@ _EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {
     GatedMatmul: CpuProgram._emit_gated_matmul,
     RopeStore: CpuProgram._emit_rope_store,
     Attention: CpuProgram._emit_attention,
+    TopExperts: CpuProgram._emit_top_experts,
+    ExpertGatedMatmul: CpuProgram._emit_expert_gated_matmul,
+    ExpertMatmul: CpuProgram._emit_expert_matmul,
     TopCandidates: CpuProgram._emit_top_candidates,
 }
 

@@ -11,7 +11,18 @@ from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.memory import Arena
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import LoadProgress
-from dllama_gpu.graph.graph import Embed, GatedMatmul, Graph, Matmul, RmsNorm, TensorSlice, Weight
+from dllama_gpu.graph.graph import (
+    Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
+    GatedMatmul,
+    Graph,
+    Matmul,
+    RmsNorm,
+    RopeStore,
+    TensorSlice,
+    Weight,
+)
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 
@@ -31,10 +42,12 @@ class LoadedWeights:
 
     packed: dict[str, _native.PackedWeight] = field(default_factory=dict)
     """Matrices of matmuls: rows interleaved by 16, see native/kernel_table.hpp."""
+    experts: dict[str, _native.PackedExperts] = field(default_factory=dict)
+    """Stacks of experts, each packed for itself."""
     rows: dict[str, _native.RowSource] = field(default_factory=dict)
     """Matrices of embeddings: the packed one if a matmul shares it, else the file's own rows, read when needed."""
     vectors: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """Norm weights, f32 (n,)."""
+    """Norm weights and biases, f32 (n,)."""
     arrays: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     packed_bytes: int = 0
 
@@ -46,14 +59,14 @@ def load_weights(
 
     Raises DllamaError when a tensor is missing or has another shape or number format than the graph says.
     """
-    packed, looked_up, norms = _uses(graph)
+    packed, looked_up, vectors = _uses(graph)
     loaded = LoadedWeights()
     total = sum(_stored_bytes(weight) for weight in graph.weights)
     sizes = [_packed_bytes(weight) for weight in graph.weights if weight.name in packed]
     arena = Arena(sum(map(Arena.padded, sizes)), "the model's weights")
     done = 0
     for weight in graph.weights:
-        if weight.name in norms:
+        if weight.name in vectors:
             loaded.vectors[weight.name] = _vector(weight, source)
         if weight.name in packed:
             _pack(weight, source, pool, loaded, arena.take(_packed_bytes(weight)))
@@ -66,20 +79,24 @@ def load_weights(
 
 
 def _uses(graph: Graph) -> tuple[set[str], set[str], set[str]]:
-    """Names of the weights that matmuls, embeddings and norms read."""
+    """Names of the weights that are read as matrices of matmuls, row by row, and as vectors."""
     packed: set[str] = set()
     looked_up: set[str] = set()
-    norms: set[str] = set()
+    vectors: set[str] = set()
     for op in graph.steps:
         if isinstance(op, Matmul):
             packed.add(op.weight)
-        elif isinstance(op, GatedMatmul):
+        elif isinstance(op, GatedMatmul | ExpertGatedMatmul):
             packed.update((op.gate, op.up))
+        elif isinstance(op, ExpertMatmul):
+            packed.add(op.down)
         elif isinstance(op, Embed):
             looked_up.add(op.weight)
         elif isinstance(op, RmsNorm):
-            norms.add(op.weight)
-    return packed, looked_up, norms
+            vectors.add(op.weight)
+        elif isinstance(op, RopeStore):
+            vectors.update((*(op.biases or ()), *(op.norms or ())))
+    return packed, looked_up, vectors
 
 
 def _stored_bytes(weight: Weight) -> int:
@@ -87,7 +104,8 @@ def _stored_bytes(weight: Weight) -> int:
 
 
 def _packed_bytes(weight: Weight) -> int:
-    return _native.packed_bytes(_TYPES[weight.float_type], weight.n_rows, weight.n_columns)
+    n_rows = weight.n_rows // weight.n_experts
+    return weight.n_experts * _native.packed_bytes(_TYPES[weight.float_type], n_rows, weight.n_columns)
 
 
 def _pack(
@@ -97,21 +115,28 @@ def _pack(
     loaded: LoadedWeights,
     memory: npt.NDArray[np.uint8],
 ) -> None:
-    type = _TYPES[weight.float_type]
-    first_row = 0
+    type, n_columns = _TYPES[weight.float_type], weight.n_columns
+    n_rows, stride = weight.n_rows // weight.n_experts, len(memory) // weight.n_experts
+    next_row = 0
     for part in weight.parts:
         rows = _read(part, weight, source)
-        bad = _native.pack(pool, memory, type, weight.n_rows, weight.n_columns, rows, first_row)
+        expert, first_row = divmod(next_row, n_rows)
+        place = memory[expert * stride : (expert + 1) * stride]
+        bad = _native.pack(pool, place, type, n_rows, n_columns, rows, first_row)
         if bad >= 0:
             raise DllamaError(
                 f"{source.path}: row {part.row_begin + bad} of tensor {part.tensor} holds NaN or infinity; "
                 "the file is damaged, get it again"
             )
         source.release(part.tensor)
-        first_row += part.row_end - part.row_begin
+        next_row += part.row_end - part.row_begin
     loaded.arrays.append(memory)
     loaded.packed_bytes += len(memory)
-    loaded.packed[weight.name] = _native.PackedWeight(memory, type, weight.n_rows, weight.n_columns)
+    if weight.n_experts > 1:
+        loaded.experts[weight.name] = _native.PackedExperts(memory, type, weight.n_experts, n_rows, n_columns)
+    else:
+        loaded.packed[weight.name] = _native.PackedWeight(memory, type, n_rows, n_columns)
+        loaded.experts[weight.name] = _native.PackedExperts(memory, type, 1, n_rows, n_columns)
 
 
 def _row_source(weight: Weight, source: ModelSource, loaded: LoadedWeights) -> _native.RowSource:
@@ -125,11 +150,11 @@ def _row_source(weight: Weight, source: ModelSource, loaded: LoadedWeights) -> _
 def _vector(weight: Weight, source: ModelSource) -> npt.NDArray[np.float32]:
     raw = _read(weight.parts[0], weight, source)
     if weight.float_type is not FloatType.F32:
-        raise DllamaError(f"{source.path}: the norm {weight.name} is stored as {weight.float_type.value}, not f32")
+        raise DllamaError(f"{source.path}: the vector {weight.name} is stored as {weight.float_type.value}, not f32")
     vector = np.frombuffer(raw.tobytes(), np.float32)
     if not np.isfinite(vector).all():
         raise DllamaError(
-            f"{source.path}: the norm {weight.name} holds NaN or infinity; the file is damaged, get it again"
+            f"{source.path}: the vector {weight.name} holds NaN or infinity; the file is damaged, get it again"
         )
     return vector
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from dllama_gpu.engine.generation import check_prompt
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph as build_model_graph
 from dllama_gpu.graph.graph import Graph
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import Shard
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.open import open_model
-from dllama_gpu.model.source import ModelSource, TensorInfo
-from dllama_gpu.model.spec import Architecture, ModelSpec
+from dllama_gpu.model.source import ModelSource
+from dllama_gpu.model.spec import ModelSpec
 from dllama_gpu.tokenizer.gguf_vocabulary import tokenizer_from_gguf
 from dllama_gpu.tokenizer.open_tokenizer import open_tokenizer
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
-
-GraphBuilder = Callable[[ModelSpec, Mapping[str, TensorInfo], GraphOptions, Shard | None], Graph]
-
-_BUILDERS: dict[Architecture, GraphBuilder] = {Architecture.LLAMA: build_llama}
 
 
 @dataclass(frozen=True)
@@ -78,16 +74,8 @@ def open_with_tokenizer(
 
 
 def build_graph(source: ModelSource, options: GraphOptions, shard: Shard | None = None) -> Graph:
-    """The graph of one node's `shard` of the model (default: all of it, on one node).
-
-    Raises DllamaError for an architecture that cannot be run yet.
-    """
-    architecture = source.spec.architecture
-    builder = _BUILDERS.get(architecture)
-    if builder is None:
-        able = ", ".join(known.value for known in _BUILDERS)
-        raise DllamaError(f"{source.path} is of the architecture {architecture.value}; those that can be run: {able}")
-    return builder(source.spec, source.tensors, options, shard)
+    """The graph of one node's `shard` of the model (default: all of it, on one node)."""
+    return build_model_graph(source.spec, source.tensors, options, shard)
 
 
 def generation_seq_len(spec: ModelSpec, n_prompt_tokens: int, max_tokens: int, max_seq_len: int | None) -> int:

@@ -118,7 +118,7 @@ class _Division:
         self.nodes = nodes
         attention, feed_forward, head = outline.part_loads()
         self.heads = self.part(spec.n_heads, heads_unit, attention, self.shard(1, heads=Span(0, spec.n_heads)))
-        self.hidden = self.part(spec.hidden_dim, BLOCK, feed_forward, self.shard(1, hidden=Span(0, spec.hidden_dim)))
+        self.hidden = self.part(spec.ffn_dim, BLOCK, feed_forward, self.shard(1, hidden=Span(0, spec.ffn_dim)))
         self.vocab = self.part(spec.vocab_size, BLOCK, head, self.shard(1, vocab=Span(0, spec.vocab_size)))
         self.parts = (self.heads, self.hidden, self.vocab)
 

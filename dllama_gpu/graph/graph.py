@@ -363,6 +363,14 @@ class Graph:
         """Bytes of all KV caches."""
         return sum(self.n_slots * self.seq_len * cache.position_bytes for cache in self.caches)
 
+    def weight_types(self) -> dict[FloatType, int]:
+        """Bytes of weights by number format."""
+        totals: dict[FloatType, int] = {}
+        for weight in self.weights:
+            size = weight.n_rows * weight.float_type.row_bytes(weight.n_columns)
+            totals[weight.float_type] = totals.get(weight.float_type, 0) + size
+        return totals
+
     def weight_bytes(self) -> int:
         """Bytes of all weights in their own types."""
         return sum(w.n_rows * w.float_type.row_bytes(w.n_columns) for w in self.weights)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.graph import (
     Attention,
     BufferType,
     Embed,
     Exchange,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     GatherCandidates,
     Graph,
@@ -18,15 +20,17 @@ from dllama_gpu.graph.graph import (
     Matmul,
     Op,
     RmsNorm,
+    RopeStore,
     Rows,
+    TopExperts,
     Weight,
 )
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.profile import NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import Shard, Span
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
-from dllama_gpu.model.spec import Architecture, ModelSpec
+from dllama_gpu.model.spec import ModelSpec
 
 _PAST_POSITIONS = 512  # how far into a conversation the predictions look, seq_len permitting
 
@@ -81,7 +85,7 @@ def measure(graph: Graph, repeats: Sequence[int] | None = None) -> NodeLoad:
     for (ops, exchange), count in zip(segments, counts, strict=True):
         loads.append(meter.segment(ops, exchange, count))
         weight_bytes += count * sum(map(_weight_bytes, meter.new_weights(ops)))
-        cache_bytes += count * sum(graph.n_slots * graph.seq_len * _position_bytes(c) for c in meter.caches_of(ops))
+        cache_bytes += count * sum(graph.n_slots * graph.seq_len * c.position_bytes for c in meter.caches_of(ops))
     buffer_bytes = sum(graph.rows_of(buffer) * _buffer_row_bytes(buffer.type, buffer.width) for buffer in graph.buffers)
     return NodeLoad(weight_bytes, cache_bytes, buffer_bytes, tuple(loads))
 
@@ -89,13 +93,11 @@ def measure(graph: Graph, repeats: Sequence[int] | None = None) -> NodeLoad:
 class Outline:
     """A model reduced to one layer of each kind, for building many nodes' graphs quickly.
 
-    Layers whose tensors have the same number formats ask the same of a node; the first is a kind of its own, because
-    what is computed once for all layers stands in its first segment.
+    Layers whose tensors have the same number formats, and which see as far, ask the same of a node; the first is a kind
+    of its own, because what is computed once for all layers stands in its first segment.
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, TensorInfo], options: PlanOptions) -> None:
-        if spec.architecture is not Architecture.LLAMA:
-            raise DllamaError(f"the architecture {spec.architecture.value} cannot be run yet; llama can")
         self.spec = spec
         self._tensors = tensors
         self._graph_options = GraphOptions(
@@ -104,20 +106,18 @@ class Outline:
             n_slots=options.n_slots,
             seq_len=options.seq_len,
             buffer_type=options.buffer_type,
+            cache_type=options.cache_type,
         )
         kinds = _kinds_of_layers(spec, tensors)
-        self._short_spec = replace(spec, n_layers=len(kinds))
-        self._short_tensors = {name: info for name, info in tensors.items() if not name.startswith("layers.")}
-        for number, (layer, _) in enumerate(kinds):
-            for name, info in _layer_tensors(tensors, layer).items():
-                self._short_tensors[f"layers.{number}.{name}"] = replace(info, name=f"layers.{number}.{name}")
+        self._layers = [layer for layer, _ in kinds]
         # The embedding, attention and feed-forward part of each layer, the head.
         self._repeats = (1, *(count for _, count in kinds for _ in range(2)), 1)
         self._loads: dict[tuple[int | bool, ...], NodeLoad] = {}
 
     def load(self, shard: Shard) -> NodeLoad:
         """What `shard` asks of its node; equal to `measure` of the whole model's graph."""
-        sizes = (len(shard.heads), len(shard.kv_heads(self.spec)), len(shard.hidden), len(shard.vocab))
+        n_experts = len(shard.experts_of(self.spec))
+        sizes = (len(shard.heads), len(shard.kv_heads(self.spec)), len(shard.hidden), n_experts, len(shard.vocab))
         key = (shard.n_nodes == 1, shard.rank == 0, *sizes)
         if key not in self._loads:
             self._loads[key] = self._measure(shard)
@@ -126,14 +126,14 @@ class Outline:
     def part_loads(self) -> tuple[SegmentLoad, SegmentLoad, SegmentLoad]:
         """Attention of all layers, feed-forward part of all layers, and head, each as one segment."""
         spec = self.spec
-        shard = Shard(0, 2, Span(0, spec.n_heads), Span(0, spec.hidden_dim), Span(0, spec.vocab_size))
+        shard = Shard(0, 2, Span(0, spec.n_heads), Span(0, spec.ffn_dim), Span(0, spec.vocab_size))
         segments = self.load(shard).segments
         return _sum(segments[1:-1:2]), _sum(segments[2:-1:2]), segments[-1]
 
     def _measure(self, shard: Shard) -> NodeLoad:
         if shard.n_nodes == 1:  # no exchanges, hence one segment
-            return measure(build_llama(self.spec, self._tensors, self._graph_options, shard))
-        graph = build_llama(self._short_spec, self._short_tensors, self._graph_options, shard)
+            return measure(build_graph(self.spec, self._tensors, self._graph_options, shard))
+        graph = build_graph(self.spec, self._tensors, self._graph_options, shard, self._layers)
         return measure(graph, self._repeats)
 
 
@@ -143,16 +143,19 @@ class _Meter:
         self._caches = {cache.name: cache for cache in graph.caches}
         self._buffers = {buffer.name: buffer for buffer in graph.buffers}
         self._past = min(_PAST_POSITIONS, graph.seq_len)
+        self._max_rows = graph.max_rows
+        self._routed = {op.ids: self._buffers[op.logits].width for op in graph.steps if isinstance(op, TopExperts)}
         self._seen: set[str] = set()
 
     def segment(self, ops: Sequence[Op], exchange: Exchange | None, repeats: int) -> SegmentLoad:
         decode_bytes = prefill_bytes = row_macs = 0
         for op in ops:
             n_bytes, macs = self._work(op)
-            decode_bytes += n_bytes
+            used, used_by_many = self._share_of_experts(op, 1), self._share_of_experts(op, self._max_rows)
+            decode_bytes += round(n_bytes * used)
             if not self._for_logits(op):
-                prefill_bytes += n_bytes
-                row_macs += macs
+                prefill_bytes += round(n_bytes * used_by_many)
+                row_macs += round(macs * used)
         return SegmentLoad(decode_bytes, prefill_bytes, row_macs, len(ops), exchange, self._width(exchange), repeats)
 
     def new_weights(self, ops: Sequence[Op]) -> list[Weight]:
@@ -165,15 +168,23 @@ class _Meter:
         return [self._caches[op.cache] for op in ops if isinstance(op, Attention)]
 
     def _work(self, op: Op) -> tuple[int, int]:
-        """Bytes read and multiply-adds for one row."""
+        """Bytes read and multiply-adds for one row, of experts with all of them."""
         if isinstance(op, Embed):
             weight = self._weights[op.weight]
             return weight.float_type.row_bytes(weight.n_columns), 0
         if isinstance(op, Attention):
             cache = self._caches[op.cache]
-            return self._past * _position_bytes(cache), 2 * self._past * op.n_heads * cache.head_dim
+            past = min(self._past, op.window) if op.window else self._past
+            return past * cache.position_bytes, 2 * past * op.n_heads * cache.head_dim
         weights = [self._weights[name] for name in _weight_names(op)]
         return sum(map(_weight_bytes, weights)), sum(weight.n_rows * weight.n_columns for weight in weights)
+
+    def _share_of_experts(self, op: Op, n_rows: int) -> float:
+        """What part of an op's experts `n_rows` rows are expected to choose, each its own; 1 for other ops."""
+        if not isinstance(op, ExpertGatedMatmul | ExpertMatmul):
+            return 1.0
+        not_chosen = 1.0 - self._buffers[op.ids].width / self._routed[op.ids]
+        return float(1.0 - not_chosen**n_rows)
 
     def _width(self, exchange: Exchange | None) -> int:
         if exchange is None:
@@ -186,8 +197,12 @@ class _Meter:
 
 
 def _weight_names(op: Op) -> tuple[str, ...]:
-    if isinstance(op, GatedMatmul):
+    if isinstance(op, GatedMatmul | ExpertGatedMatmul):
         return op.gate, op.up
+    if isinstance(op, ExpertMatmul):
+        return (op.down,)
+    if isinstance(op, RopeStore):
+        return (*(op.biases or ()), *(op.norms or ()))
     return (op.weight,) if isinstance(op, Embed | RmsNorm | Matmul) else ()
 
 
@@ -195,18 +210,8 @@ def _weight_bytes(weight: Weight) -> int:
     return weight.n_rows * weight.float_type.row_bytes(weight.n_columns)
 
 
-def _position_bytes(cache: KvCache) -> int:
-    """Key and value of one position in f16."""
-    return 2 * 2 * cache.n_kv_heads * cache.head_dim
-
-
 def _buffer_row_bytes(type: BufferType, width: int) -> int:
     return FloatType.Q80.row_bytes(width) if type is BufferType.Q80 else 4 * width
-
-
-def _layer_tensors(tensors: Mapping[str, TensorInfo], layer: int) -> dict[str, TensorInfo]:
-    prefix = f"layers.{layer}."
-    return {name.removeprefix(prefix): info for name, info in tensors.items() if name.startswith(prefix)}
 
 
 def _kinds_of_layers(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> list[tuple[int, int]]:
@@ -216,9 +221,9 @@ def _kinds_of_layers(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> list
         if name.startswith("layers."):
             _, number, rest = name.split(".", 2)
             formats[int(number)].add((rest, info.float_type))
-    kinds: dict[tuple[bool, frozenset[tuple[str, FloatType]]], list[int]] = {}
+    kinds: dict[tuple[bool, int, frozenset[tuple[str, FloatType]]], list[int]] = {}
     for layer, described in formats.items():
-        kinds.setdefault((layer == 0, frozenset(described)), []).append(layer)
+        kinds.setdefault((layer == 0, spec.window(layer), frozenset(described)), []).append(layer)
     return [(layers[0], len(layers)) for layers in kinds.values()]
 
 

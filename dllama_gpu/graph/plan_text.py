@@ -56,7 +56,7 @@ def shares_table(plan: ClusterPlan, spec: ModelSpec) -> str:
         "of",
         "ms",
     ]
-    totals = ["all", spec.n_heads, spec.n_kv_heads, spec.hidden_dim, spec.vocab_size]
+    totals = ["all", spec.n_heads, spec.n_kv_heads, spec.ffn_dim, spec.vocab_size]
     sums = [
         size_text(sum(column))
         for column in zip(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.graph import BufferType
+from dllama_gpu.graph.graph import BufferType, CacheType
 from dllama_gpu.model.float_type import FloatType
 
 _SLOWEST, _FASTEST = 1.0, 1e18  # bytes or operations per second that a machine can have
@@ -63,6 +63,7 @@ class PlanOptions:
     max_rows: int = 128
     max_logit_rows: int | None = None
     buffer_type: BufferType = BufferType.Q80
+    cache_type: CacheType = CacheType.F16
     wire: FloatType = FloatType.Q80
     """Number format of partial sums that cross the network."""
     ratio: tuple[float, ...] | None = None

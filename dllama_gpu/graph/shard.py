@@ -27,7 +27,8 @@ class Span:
 class Shard:
     """One node's share of every layer and of the head; any part may be empty.
 
-    `heads` are query heads, `hidden` elements of the feed-forward part, `vocab` rows of the head.
+    `heads` are query heads, `hidden` elements of the feed-forward part, or of every expert that is among `experts`
+    (None: all of them), `vocab` rows of the head.
     """
 
     rank: int
@@ -35,6 +36,16 @@ class Shard:
     heads: Span
     hidden: Span
     vocab: Span
+    experts: Span | None = None
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether the node computes any of the feed-forward parts."""
+        return bool(self.hidden) and (self.experts is None or bool(self.experts))
+
+    def experts_of(self, spec: ModelSpec) -> Span:
+        """Experts that the node computes, of all or a part of their elements."""
+        return Span(0, spec.n_experts) if self.experts is None else self.experts
 
     def kv_heads(self, spec: ModelSpec) -> Span:
         """KV heads that the node's query heads read; neighbours share one where a group is cut."""
@@ -46,7 +57,7 @@ class Shard:
 
 def whole(spec: ModelSpec) -> Shard:
     """Everything, on one node."""
-    return Shard(0, 1, Span(0, spec.n_heads), Span(0, spec.hidden_dim), Span(0, spec.vocab_size))
+    return Shard(0, 1, Span(0, spec.n_heads), Span(0, spec.ffn_dim), Span(0, spec.vocab_size))
 
 
 def split(total: int, unit: int, ratio: Sequence[float]) -> tuple[Span, ...]:
@@ -88,7 +99,7 @@ def shard_by_ratio(spec: ModelSpec, ratio: Sequence[float]) -> tuple[Shard, ...]
     than nodes leaves some nodes without heads.
     """
     heads = split(spec.n_heads, head_unit(spec), ratio)
-    hidden = split(spec.hidden_dim, BLOCK, ratio)
+    hidden = split(spec.ffn_dim, BLOCK, ratio)
     vocab = split(spec.vocab_size, BLOCK, ratio)
     n_nodes = len(ratio)
     return tuple(Shard(rank, n_nodes, heads[rank], hidden[rank], vocab[rank]) for rank in range(n_nodes))

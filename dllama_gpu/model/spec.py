@@ -117,6 +117,11 @@ class ModelSpec:
         return not every or layer % every != every - 1
 
     @property
+    def ffn_dim(self) -> int:
+        """Elements between the matrices of the feed-forward part, or of one expert."""
+        return self.moe_hidden_dim if self.architecture.has_experts else self.hidden_dim
+
+    @property
     def q_dim(self) -> int:
         """Width of all query heads together."""
         return self.n_heads * self.head_dim

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Device, Program, Row
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import Architecture, ModelSpec
@@ -36,13 +37,13 @@ class NodeSpeed:
 def measure_speed(device: Device, weight_type: FloatType) -> NodeSpeed:
     """Runs models of zeros for about half a second: a small one for the cost of an op, then one row, then many."""
     small = _ZeroSource(weight_type, dim=64, hidden_dim=64, n_layers=8)
-    graph = build_llama(small.spec, small.tensors, GraphOptions(max_rows=1, seq_len=32))
+    graph = build_graph(small.spec, small.tensors, GraphOptions(max_rows=1, seq_len=32))
     op_seconds = _best_seconds(device.compile(graph, small), 1) / len(graph.steps)
     dim, hidden_dim = 1024, 2816
     layer_elements = 4 * dim * dim + 3 * dim * hidden_dim
     layer_bytes = layer_elements // weight_type.block_size * weight_type.block_bytes
     large = _ZeroSource(weight_type, dim, hidden_dim, n_layers=max(1, _WEIGHT_BYTES // layer_bytes))
-    graph = build_llama(large.spec, large.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
+    graph = build_graph(large.spec, large.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
     program = device.compile(graph, large)
     one_row, many_rows = _best_seconds(program, 1), _best_seconds(program, _MOST_ROWS)
     flops = 2.0 * _MOST_ROWS * layer_elements * large.spec.n_layers

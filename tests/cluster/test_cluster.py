@@ -18,9 +18,10 @@ import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
 from dllama_gpu.graph.graph import BufferType, Graph
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -61,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelSource]:
 
 def graphs(source: ModelSource, ratio: Sequence[float]) -> list[Graph]:
     options = GraphOptions(max_rows=16, seq_len=40, buffer_type=BufferType.F32)
-    return [build_llama(source.spec, source.tensors, options, shard) for shard in shard_by_ratio(source.spec, ratio)]
+    return [build_graph(source.spec, source.tensors, options, shard) for shard in shard_by_ratio(source.spec, ratio)]
 
 
 def rows(n_done: int, generated: Sequence[int]) -> Batch:

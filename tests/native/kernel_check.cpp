@@ -14,19 +14,21 @@
 //   rms_norm FORM width n_rows has_add epsilon     x [n_rows][width], add if has_add,  x, out
 //                                                    weight [width]
 //   store_row FORM width n_rows                    x [n_rows][width]                   out
-//   silu_mul n                                     gate [n], up [n]                    out [n + 1 guard]
+//   silu_mul n, gelu_mul n                         gate [n], up [n]                    out [n + 1 guard]
 //   f32_to_f16 n                                   x [n]                               bits u16 [n + 1 guard]
-//   attention head_dim seq_len n_queries           queries [n_queries][head_dim],      out [n_queries][head_dim]
-//                                                    keys, values f16 [seq_len]
-//                                                    [head_dim], ends i32 [n_queries]
+//   attention CACHE head_dim seq_len n_queries     queries [n_queries][head_dim],      out [n_queries][head_dim]
+//                                                    keys, values [seq_len][head_dim],
+//                                                    begins, ends i32 [n_queries]
+//   top_experts n k normalize                      logits [n]                          ids i32 [k], weights [k]
 //   top_candidates n first_id k scale              values [n]                          count i32, values [k], ids i32
 //                                                                                        [k], maximum, exp_sum
 //
-// FORM is f32, or q80: quants int8 [n_rows][width], then scales, sums times -8 (i32) and scaled sums [n_rows][width/32].
+// CACHE is a number of enum CacheType. FORM is f32, or q80: quants int8 [n_rows][width], then scales, sums times -8 (i32) and scaled sums [n_rows][width/32].
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <sstream>
@@ -36,6 +38,7 @@
 #include "cpu_features.hpp"
 #include "kernel_table.hpp"
 #include "packing.hpp"
+#include "program.hpp"
 
 namespace {
 
@@ -43,6 +46,7 @@ using namespace dllama;
 
 constexpr float kGuard = 12345;
 constexpr uint16_t kF16Nan = 0x7E00;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 [[noreturn]] void fail(const std::string& message) {
   std::fprintf(stderr, "kernel_check: %s\n", message.c_str());
@@ -211,12 +215,12 @@ void store_row(const KernelTable& kernels, Request& request, Results& results) {
   out.write(results);
 }
 
-void silu_mul(const KernelTable& kernels, Request& request, Results& results) {
+void activation_mul(void (*kernel)(float*, const float*, int), Request& request, Results& results) {
   const int n = request.word<int>();
   std::vector<float> gate = request.array(n);
   const std::vector<float> up = request.array(n);
   gate.push_back(kGuard);
-  kernels.silu_mul(gate.data(), up.data(), n);
+  kernel(gate.data(), up.data(), n);
   results.write(gate);
 }
 
@@ -228,47 +232,87 @@ void f32_to_f16(const KernelTable& kernels, Request& request, Results& results) 
   results.write(bits);
 }
 
-// All chunks of all queries, merged and divided. What no query may look at is NaN.
+// The cache of one KV head, filled through KvCache::store. What no query may look at is NaN, as far as it can be.
+struct OneHead {
+  KvCache cache;
+  std::vector<uint8_t> keys, values;
+  std::vector<float> key_scales, value_scales;
+
+  OneHead(CacheType type, int seq_len, int head_dim) {
+    cache.type = type;
+    cache.n_slots = cache.n_kv_heads = 1;
+    cache.seq_len = (seq_len + 15) / 16 * 16;
+    cache.head_dim = head_dim;
+    cache.padded_head_dim = (head_dim + 15) / 16 * 16;
+    const size_t n = cache.elements();
+    keys.resize(n * cache.element_bytes());
+    if (type == CacheType::F16) std::fill_n(reinterpret_cast<uint16_t*>(keys.data()), n, kF16Nan);
+    if (type == CacheType::F32) std::fill_n(reinterpret_cast<float*>(keys.data()), n, kNan);
+    values = keys;
+    key_scales.assign(n / kBlock, kNan);
+    value_scales = key_scales;
+    cache.keys = keys.data(), cache.values = values.data();
+    cache.key_scales = key_scales.data(), cache.value_scales = value_scales.data();
+  }
+
+  void store(const KernelTable& kernels, int position, const float* key, const float* value) {
+    // Elements between head_dim and the padding are zero in a real cache.
+    for (int d = cache.head_dim; d < cache.padded_head_dim; d++) {
+      const size_t width = cache.padded_head_dim, size = cache.element_bytes();
+      std::memset(&keys[((position / 16 * width + d) * 16 + position % 16) * size], 0, size);
+      std::memset(&values[(position * width + d) * size], 0, size);
+    }
+    cache.store(kernels, 0, 0, position, key, value);
+  }
+};
+
+// All chunks of all queries, merged and divided.
 void attention(const KernelTable& kernels, Request& request, Results& results) {
-  const int head_dim = request.word<int>(), seq_len = request.word<int>(), n_queries = request.word<int>();
+  const int type = request.word<int>(), head_dim = request.word<int>(), seq_len = request.word<int>();
+  const int n_queries = request.word<int>();
   const size_t n = static_cast<size_t>(seq_len) * head_dim;
   const std::vector<float> given = request.array(static_cast<size_t>(n_queries) * head_dim);
-  const std::vector<uint16_t> given_keys = request.array<uint16_t>(n), given_values = request.array<uint16_t>(n);
-  const std::vector<int> ends = request.array<int>(n_queries);
+  const std::vector<float> keys = request.array(n), values = request.array(n);
+  const std::vector<int> begins = request.array<int>(n_queries), ends = request.array<int>(n_queries);
 
-  const int width = (head_dim + 15) / 16 * 16;
-  const size_t n_positions = (seq_len + 15) / 16 * 16;
-  std::vector<uint16_t> keys(n_positions * width, kF16Nan), values(n_positions * width, kF16Nan);
-  for (int p = 0; p < seq_len; p++) {
-    for (int d = 0; d < width; d++) {
-      const size_t from = static_cast<size_t>(p) * head_dim + d;
-      keys[(static_cast<size_t>(p / 16) * width + d) * 16 + p % 16] = d < head_dim ? given_keys[from] : 0;
-      values[static_cast<size_t>(p) * width + d] = d < head_dim ? given_values[from] : 0;
-    }
-  }
+  OneHead head(static_cast<CacheType>(type), seq_len, head_dim);
+  for (int p = 0; p < seq_len; p++)
+    head.store(kernels, p, &keys[static_cast<size_t>(p) * head_dim], &values[static_cast<size_t>(p) * head_dim]);
+  const int width = head.cache.padded_head_dim;
   std::vector<float> queries(static_cast<size_t>(n_queries) * width);
   for (int q = 0; q < n_queries; q++)
     for (int d = 0; d < head_dim; d++) queries[q * width + d] = given[q * head_dim + d];
 
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> scores(static_cast<size_t>(n_queries) * kAttentionChunk, nan);
-  std::vector<float> merged_out(queries.size(), nan), chunk_out(queries.size(), nan);
+  std::vector<float> scores(static_cast<size_t>(n_queries) * kAttentionChunk, kNan);
+  std::vector<float> merged_out(queries.size(), kNan), chunk_out(queries.size(), kNan);
   std::vector<AttentionPartial> merged(n_queries), chunk(n_queries);
   for (int q = 0; q < n_queries; q++) {
-    merged[q] = {nan, nan, &merged_out[q * width]};
-    chunk[q] = {nan, nan, &chunk_out[q * width]};
+    merged[q] = {kNan, kNan, &merged_out[q * width]};
+    chunk[q] = {kNan, kNan, &chunk_out[q * width]};
   }
   const int last = *std::max_element(ends.begin(), ends.end());
-  for (int begin = 0; begin < last; begin += kAttentionChunk) {
-    std::vector<int> chunk_ends = ends;
-    for (int& end : chunk_ends) end = std::min(end, begin + kAttentionChunk);
-    auto& partials = begin == 0 ? merged : chunk;
-    kernels.attention_chunk({width, keys.data(), values.data()}, queries.data(), n_queries, begin, chunk_ends.data(),
-                            scores.data(), partials.data());
-    for (int q = 0; begin > 0 && q < n_queries; q++) kernels.attention_merge(merged[q], chunk[q], width);
+  const int first = *std::min_element(begins.begin(), begins.end()) / kAttentionChunk * kAttentionChunk;
+  for (int begin = first; begin < last; begin += kAttentionChunk) {
+    std::vector<PositionSpan> spans;
+    for (int q = 0; q < n_queries; q++) spans.push_back({begins[q], std::min(ends[q], begin + kAttentionChunk)});
+    auto& partials = begin == first ? merged : chunk;
+    kernels.attention_chunk[type](head.cache.head(0, 0), queries.data(), n_queries, begin, spans.data(), scores.data(),
+                                  partials.data());
+    for (int q = 0; begin > first && q < n_queries; q++) kernels.attention_merge(merged[q], chunk[q], width);
   }
   for (int q = 0; q < n_queries; q++)
     for (int d = 0; d < head_dim; d++) results.write_one(merged[q].out[d] / merged[q].sum);
+}
+
+void top_experts(const KernelTable& kernels, Request& request, Results& results) {
+  const int n = request.word<int>(), k = request.word<int>();
+  const bool normalize = request.word<int>() != 0;
+  const std::vector<float> logits = request.array(n);
+  std::vector<int> ids(k);
+  std::vector<float> weights(k);
+  kernels.top_experts(logits.data(), n, k, normalize, ids.data(), weights.data());
+  results.write(ids);
+  results.write(weights);
 }
 
 void top_candidates(const KernelTable& kernels, Request& request, Results& results) {
@@ -295,11 +339,15 @@ void answer(const KernelTable& kernels, const std::string& kernel, Request& requ
   else if (kernel == "store_row")
     store_row(kernels, request, results);
   else if (kernel == "silu_mul")
-    silu_mul(kernels, request, results);
+    activation_mul(kernels.silu_mul, request, results);
+  else if (kernel == "gelu_mul")
+    activation_mul(kernels.gelu_mul, request, results);
   else if (kernel == "f32_to_f16")
     f32_to_f16(kernels, request, results);
   else if (kernel == "attention")
     attention(kernels, request, results);
+  else if (kernel == "top_experts")
+    top_experts(kernels, request, results);
   else if (kernel == "top_candidates")
     top_candidates(kernels, request, results);
   else

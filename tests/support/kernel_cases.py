@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from dllama_gpu.graph.graph import CacheType
 from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from tests.support.kernel_check import Array, Request
@@ -195,8 +196,8 @@ def _check_rms_norm(x: Floats, add: Floats, weight: Floats, results: tuple[Array
     np.testing.assert_array_equal(scaled_sums, scales * sums.astype(np.float32))
 
 
-def silu_mul_cases() -> list[Case]:
-    """Ordinary gates, and gates whose exponential leaves float32."""
+def activation_cases(name: str) -> list[Case]:
+    """Ordinary gates, and gates whose exponential leaves float32, for `silu_mul` or `gelu_mul`."""
     rng = np.random.default_rng(4)
     cases = []
     for n in (1, 16, 37, 96, 576):
@@ -204,21 +205,25 @@ def silu_mul_cases() -> list[Case]:
         if n > 16:
             gate[:6] = [0, -0.0, 90, -90, 1e30, -1e30]
         up = rng.standard_normal(n, dtype=np.float32)
-        request = Request(f"silu_mul {n}", (gate, up), (("f4", (n + 1,)),))
-        cases.append(Case(request, partial(_check_silu_mul, gate, up)))
+        request = Request(f"{name} {n}", (gate, up), (("f4", (n + 1,)),))
+        cases.append(Case(request, partial(_check_activation, name, gate, up)))
     return cases
 
 
-def _check_silu_mul(gate: Floats, up: Floats, results: tuple[Array, ...]) -> None:
+def _check_activation(name: str, gate: Floats, up: Floats, results: tuple[Array, ...]) -> None:
     out = results[0]
     assert out[-1] == _GUARD
     values = gate.astype(np.float64)
+    # Both are x / (1 + e^-u): SiLU with u = x, GELU's tanh approximation with twice the argument of tanh.
+    exponents = values if name == "silu_mul" else np.sqrt(8 / np.pi) * (values + 0.044715 * values**3)
     with np.errstate(over="ignore"):
-        expected = values / (1 + np.exp(-values)) * up
+        expected = values / (1 + np.exp(-exponents)) * up
     # e^88 stands for every larger exponential.
-    ordinary = values > -88
-    np.testing.assert_allclose(out[:-1][ordinary], expected[ordinary], rtol=1e-6)
-    np.testing.assert_array_less(np.abs(out[:-1][~ordinary]), np.abs(values * up)[~ordinary] * 1e-37)
+    ordinary = exponents > -87
+    # An exponent's own rounding error grows with it.
+    tolerance = 1e-6 if name == "silu_mul" else 2e-5
+    np.testing.assert_allclose(out[:-1][ordinary], expected[ordinary], rtol=tolerance)
+    np.testing.assert_array_less(np.abs(out[:-1][~ordinary]), np.abs(values * up)[~ordinary] * 3e-37 + 1e-37)
 
 
 def f32_to_f16_cases() -> list[Case]:
@@ -242,46 +247,84 @@ def _check_f32_to_f16(x: Floats, results: tuple[Array, ...]) -> None:
     assert results[0][-1] == _GUARD
 
 
-def attention_cases() -> list[Case]:
-    """Queries of several rows and heads over a KV head: one chunk, chunk ends, several chunks, odd head sizes."""
+def attention_cases(type: CacheType) -> list[Case]:
+    """Queries of several rows and heads over a KV head.
+
+    One chunk, chunk ends, several chunks, odd head sizes; all positions, and windows that begin anywhere in a chunk.
+    """
     rng = np.random.default_rng(6)
     cases = []
-    for head_dim, ends in (
-        (64, [1]),
-        (64, [700, 698, 699]),
-        (64, [255, 256, 257]),
-        (7, [17, 3, 33]),
-        (80, [530, 1, 20, 256, 529]),
-        (128, [16, 600]),
+    for head_dim, ends, window in (
+        (64, [1], 0),
+        (64, [700, 698, 699], 0),
+        (64, [700, 698, 699], 1),
+        (64, [255, 256, 257], 0),
+        (64, [255, 256, 257], 20),
+        (64, [600, 601, 602, 603, 604], 345),
+        (64, [250, 800], 256),
+        (7, [17, 3, 33], 0),
+        (80, [530, 1, 20, 256, 529], 0),
+        (128, [16, 600], 0),
     ):
+        if type is CacheType.Q80 and head_dim % 32:
+            continue
         for group in (1, 3, 4):  # query heads of a KV head
             row_ends = np.repeat(np.array(ends, np.int32), group)
+            row_begins = np.maximum(row_ends - window, 0) if window else np.zeros_like(row_ends)
             seq_len = max(ends)
             queries = rng.standard_normal((len(row_ends), head_dim), dtype=np.float32) * np.float32(2 / head_dim**0.5)
-            keys = rng.standard_normal((seq_len, head_dim)).astype(np.float16)
-            values = rng.standard_normal((seq_len, head_dim)).astype(np.float16)
+            keys = rng.standard_normal((seq_len, head_dim), dtype=np.float32)
+            values = rng.standard_normal((seq_len, head_dim), dtype=np.float32)
             request = Request(
-                f"attention {head_dim} {seq_len} {len(row_ends)}",
-                (queries, keys, values, row_ends),
+                f"attention {list(CacheType).index(type)} {head_dim} {seq_len} {len(row_ends)}",
+                (queries, keys, values, row_begins, row_ends),
                 (("f4", queries.shape),),
             )
-            cases.append(Case(request, partial(_check_attention, queries, keys, values, row_ends)))
+            keys, values = (dequantize(quantize(x, type.float_type), type.float_type) for x in (keys, values))
+            spans = list(zip(row_begins.tolist(), row_ends.tolist(), strict=True))
+            cases.append(Case(request, partial(_check_attention, queries, keys, values, spans)))
     return cases
 
 
 def _check_attention(
-    queries: Floats,
-    keys: npt.NDArray[np.float16],
-    values: npt.NDArray[np.float16],
-    ends: npt.NDArray[np.int32],
-    results: tuple[Array, ...],
+    queries: Floats, keys: Floats, values: Floats, spans: list[tuple[int, int]], results: tuple[Array, ...]
 ) -> None:
-    for query, end, out in zip(queries.astype(np.float64), ends, results[0], strict=True):
-        scores = keys[:end].astype(np.float64) @ query
+    for query, (begin, end), out in zip(queries.astype(np.float64), spans, results[0], strict=True):
+        scores = keys[begin:end].astype(np.float64) @ query
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
-        seen = values[:end].astype(np.float64)
-        np.testing.assert_array_less(np.abs(out - weights @ seen), 3e-6 * (weights @ np.abs(seen)))
+        seen = values[begin:end].astype(np.float64)
+        np.testing.assert_array_less(np.abs(out - weights @ seen), 3e-6 * (weights @ np.abs(seen)) + 1e-30)
+
+
+def top_experts_cases() -> list[Case]:
+    """All experts or few of them, distinct logits and ties, and logits that are no numbers."""
+    rng = np.random.default_rng(8)
+    cases = []
+    for n, k in ((1, 1), (8, 2), (128, 8), (33, 33)):
+        logits = rng.standard_normal(n, dtype=np.float32) * np.float32(4)
+        damaged = logits.copy()
+        damaged[n // 2] = np.nan
+        for values in (logits, np.round(logits), np.zeros(n, np.float32), damaged):
+            for normalize in (0, 1):
+                request = Request(f"top_experts {n} {k} {normalize}", (values,), (("i4", (k,)), ("f4", (k,))))
+                cases.append(Case(request, partial(_check_top_experts, values, k, normalize)))
+    return cases
+
+
+def _check_top_experts(logits: Floats, k: int, normalize: int, results: tuple[Array, ...]) -> None:
+    ids, weights = results
+    if not np.isfinite(logits).all():
+        assert len(set(ids.tolist())) == k
+        assert ids.min() >= 0
+        assert ids.max() < len(logits)
+        assert np.isnan(weights).all()
+        return
+    order = np.argsort(-logits, kind="stable")[:k]
+    np.testing.assert_array_equal(ids, order)
+    p = np.exp(logits.astype(np.float64) - logits.max())
+    expected = p[order] / (p[order].sum() if normalize else p.sum())
+    np.testing.assert_allclose(weights, expected, rtol=3e-6)
 
 
 def top_candidates_cases() -> list[Case]:
@@ -320,9 +363,11 @@ def all_cases() -> dict[str, list[Case]]:
     cases = {
         "store_row": store_row_cases(),
         "rms_norm": rms_norm_cases(),
-        "silu_mul": silu_mul_cases(),
+        "silu_mul": activation_cases("silu_mul"),
+        "gelu_mul": activation_cases("gelu_mul"),
+        "top_experts": top_experts_cases(),
         "f32_to_f16": f32_to_f16_cases(),
-        "attention": attention_cases(),
+        **{f"attention_{type.value}": attention_cases(type) for type in CacheType},
         "top_candidates": top_candidates_cases(),
         "matmul_q80_extremes": extreme_matmul_cases(),
     }

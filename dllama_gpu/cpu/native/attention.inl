@@ -1,4 +1,4 @@
-// Flash-style attention over one chunk of the f16 cache, and its merge. Source: Dao et al., "FlashAttention" (2022).
+// Flash-style attention over one chunk of the cache, and its merge. Source: Dao et al., "FlashAttention" (2022).
 // Needs one simd_*.hpp and rows.inl included before.
 
 namespace {
@@ -21,22 +21,33 @@ struct Ahead {
   }
 };
 
-// scores[q][p] = queries[q] . key of position begin + p, for B blocks of 16 positions from p. The chains of additions
-// of Q * B vectors run side by side, which hides their latency.
-template <int Q, int B>
-inline void score_blocks(const AttentionArgs& args, const float* queries, int begin, int p, float* scores, Ahead& ahead) {
+// How 16 elements of a cache are read; scales of Q80 are applied to sums of keys and to each value.
+struct F16Cache {
+  static constexpr size_t kBytes = 2;
+  static constexpr bool kHasScales = false;
+  static F32x16 read(const uint8_t* data, size_t at) { return load_f16(reinterpret_cast<const uint16_t*>(data) + at); }
+};
+struct F32Cache {
+  static constexpr size_t kBytes = 4;
+  static constexpr bool kHasScales = false;
+  static F32x16 read(const uint8_t* data, size_t at) { return load(reinterpret_cast<const float*>(data) + at); }
+};
+struct Q80Cache {
+  static constexpr size_t kBytes = 1;
+  static constexpr bool kHasScales = true;
+  static F32x16 read(const uint8_t* data, size_t at) { return load_i8(reinterpret_cast<const int8_t*>(data) + at); }
+};
+
+// Adds the products of elements [d, end) of the queries and of B blocks of 16 keys to their sums. The chains of
+// additions of Q * B vectors run side by side, which hides their latency.
+template <class Cache, int Q, int B>
+inline void multiply_keys(const AttentionArgs& args, const float* queries, size_t keys, int d, int end,
+                          F32x16 (&sums)[B][Q], Ahead& ahead) {
   const int width = args.padded_head_dim;
-  const uint16_t* keys = args.k + static_cast<size_t>((begin + p) / 16) * width * 16;
-  F32x16 sums[B][Q];
-  DLLAMA_UNROLL
-  for (int b = 0; b < B; b++) {
-    DLLAMA_UNROLL
-    for (int q = 0; q < Q; q++) sums[b][q] = set1(0);
-  }
-  for (int d = 0; d < width; d++) {
+  for (; d < end; d++) {
     F32x16 key[B];
     DLLAMA_UNROLL
-    for (int b = 0; b < B; b++) key[b] = load_f16(keys + (static_cast<size_t>(b) * width + d) * 16);
+    for (int b = 0; b < B; b++) key[b] = Cache::read(args.k, keys + (static_cast<size_t>(b) * width + d) * 16);
     ahead.fetch();
     if (B > 1) ahead.fetch();
     DLLAMA_UNROLL
@@ -46,6 +57,41 @@ inline void score_blocks(const AttentionArgs& args, const float* queries, int be
       for (int b = 0; b < B; b++) sums[b][q] = fma(query, key[b], sums[b][q]);
     }
   }
+}
+
+template <int Q, int B>
+inline void clear(F32x16 (&sums)[B][Q]) {
+  DLLAMA_UNROLL
+  for (int b = 0; b < B; b++) {
+    DLLAMA_UNROLL
+    for (int q = 0; q < Q; q++) sums[b][q] = set1(0);
+  }
+}
+
+// scores[q][p] = queries[q] . key of position begin + p, for B blocks of 16 positions from p.
+template <class Cache, int Q, int B>
+inline void score_blocks(const AttentionArgs& args, const float* queries, int begin, int p, float* scores,
+                         Ahead& ahead) {
+  const int width = args.padded_head_dim;
+  const size_t first = static_cast<size_t>((begin + p) / 16), keys = first * width * 16;
+  F32x16 sums[B][Q];
+  clear(sums);
+  if constexpr (Cache::kHasScales) {
+    const int n_blocks = width / kBlock;
+    for (int block = 0; block < n_blocks; block++) {
+      F32x16 products[B][Q];
+      clear(products);
+      multiply_keys<Cache>(args, queries, keys, block * kBlock, (block + 1) * kBlock, products, ahead);
+      DLLAMA_UNROLL
+      for (int b = 0; b < B; b++) {
+        const F32x16 scale = load(args.k_scales + ((first + b) * n_blocks + block) * 16);
+        DLLAMA_UNROLL
+        for (int q = 0; q < Q; q++) sums[b][q] = fma(products[b][q], scale, sums[b][q]);
+      }
+    }
+  } else {
+    multiply_keys<Cache>(args, queries, keys, 0, width, sums, ahead);
+  }
   DLLAMA_UNROLL
   for (int b = 0; b < B; b++) {
     DLLAMA_UNROLL
@@ -53,32 +99,36 @@ inline void score_blocks(const AttentionArgs& args, const float* queries, int be
   }
 }
 
-template <int Q>
-inline void score_queries(const AttentionArgs& args, const float* queries, int begin, int n_positions, float* scores,
-                          Ahead& ahead) {
-  int p = 0;
-  for (; p + 16 * (kKeyBlocks - 1) < n_positions; p += 16 * kKeyBlocks)
-    score_blocks<Q, kKeyBlocks>(args, queries, begin, p, scores, ahead);
-  for (; p < n_positions; p += 16) score_blocks<Q, 1>(args, queries, begin, p, scores, ahead);
+// Scores of positions [first, end) of the chunk that starts at begin; first is a multiple of 16.
+template <class Cache, int Q>
+inline void score_queries(const AttentionArgs& args, const float* queries, int begin, int first, int end,
+                          float* scores, Ahead& ahead) {
+  int p = first;
+  for (; p + 16 * (kKeyBlocks - 1) < end; p += 16 * kKeyBlocks)
+    score_blocks<Cache, Q, kKeyBlocks>(args, queries, begin, p, scores, ahead);
+  for (; p < end; p += 16) score_blocks<Cache, Q, 1>(args, queries, begin, p, scores, ahead);
 }
 
-// Turns n scores into exp(score - maximum), zero up to the next `n_padded`, a multiple of 16.
-inline void soften(float* scores, int n, int n_padded, AttentionPartial& partial) {
-  for (int i = n; i < n_padded; i++) scores[i] = scores[0];
-  F32x16 highest = load(scores);
-  for (int i = 16; i < n; i += 16) highest = max(highest, load(scores + i));
+// Turns scores [seen.begin, seen.end) into exp(score - maximum), and those around them from `first` to `end`, both
+// multiples of 16, into zero.
+inline void soften(float* scores, PositionSpan seen, int first, int end, AttentionPartial& partial) {
+  for (int i = first; i < seen.begin; i++) scores[i] = scores[seen.begin];
+  for (int i = seen.end; i < end; i++) scores[i] = scores[seen.begin];
+  F32x16 highest = load(scores + first);
+  for (int i = first + 16; i < seen.end; i += 16) highest = max(highest, load(scores + i));
   partial.maximum = reduce_max(highest);
   F32x16 sums = set1(0);
-  for (int i = 0; i < n_padded; i += 16) {
+  for (int i = first; i < end; i += 16) {
     store(scores + i, exp(sub(load(scores + i), set1(partial.maximum))));
-    for (int j = i > n ? i : n; j < i + 16; j++) scores[j] = 0;
+    for (int j = i; j < i + 16 && j < seen.begin; j++) scores[j] = 0;
+    for (int j = i > seen.end ? i : seen.end; j < i + 16; j++) scores[j] = 0;
     sums = add(sums, load(scores + i));
   }
   partial.sum = reduce_add(sums);
 }
 
-template <int Q, int V>
-inline void weigh_columns(const AttentionArgs& args, const float* scores, int begin, int n_positions, int column,
+template <class Cache, int Q, int V>
+inline void weigh_columns(const AttentionArgs& args, const float* scores, int begin, int first, int end, int column,
                           AttentionPartial* partials, Ahead& ahead) {
   F32x16 sums[Q][V];
   DLLAMA_UNROLL
@@ -86,11 +136,16 @@ inline void weigh_columns(const AttentionArgs& args, const float* scores, int be
     DLLAMA_UNROLL
     for (int i = 0; i < V; i++) sums[q][i] = set1(0);
   }
-  const uint16_t* values = args.v + static_cast<size_t>(begin) * args.padded_head_dim + column;
-  for (int p = 0; p < n_positions; p++, values += args.padded_head_dim) {
+  for (int p = first; p < end; p++) {
+    const size_t position = static_cast<size_t>(begin + p);
     F32x16 value[V];
     DLLAMA_UNROLL
-    for (int i = 0; i < V; i++) value[i] = load_f16(values + 16 * i);
+    for (int i = 0; i < V; i++) {
+      const int d = column + 16 * i;
+      value[i] = Cache::read(args.v, position * args.padded_head_dim + d);
+      if constexpr (Cache::kHasScales)
+        value[i] = mul(value[i], set1(args.v_scales[position * (args.padded_head_dim / kBlock) + d / kBlock]));
+    }
     ahead.fetch();
     if (V > 1) ahead.fetch();
     DLLAMA_UNROLL
@@ -107,45 +162,52 @@ inline void weigh_columns(const AttentionArgs& args, const float* scores, int be
   }
 }
 
-template <int Q>
-inline void attend_queries(const AttentionArgs& args, const float* queries, int begin, const int* ends, float* scores,
-                           AttentionPartial* partials) {
-  int longest = 0;
-  for (int q = 0; q < Q; q++) longest = ends[q] - begin > longest ? ends[q] - begin : longest;
-  const int n_padded = (longest + 15) / 16 * 16;
-  const auto* values = reinterpret_cast<const uint8_t*>(args.v + static_cast<size_t>(begin) * args.padded_head_dim);
-  Ahead ahead{{values, values + static_cast<size_t>(longest) * args.padded_head_dim * sizeof(uint16_t)}, args.then};
-  score_queries<Q>(args, queries, begin, longest, scores, ahead);
+template <class Cache, int Q>
+inline void attend_queries(const AttentionArgs& args, const float* queries, int begin, const PositionSpan* spans,
+                           float* scores, AttentionPartial* partials) {
+  // What any of the queries sees, counted from begin.
+  int first = kAttentionChunk, end = 0;
   for (int q = 0; q < Q; q++) {
-    const int n = ends[q] - begin;
-    if (n > 0) {
-      soften(scores + q * kAttentionChunk, n, n_padded, partials[q]);
+    first = spans[q].begin - begin < first ? spans[q].begin - begin : first;
+    end = spans[q].end - begin > end ? spans[q].end - begin : end;
+  }
+  first = first < 0 ? 0 : first / 16 * 16;
+  const int padded_end = (end + 15) / 16 * 16;
+  const size_t row_bytes = static_cast<size_t>(args.padded_head_dim) * Cache::kBytes;
+  Ahead ahead{{args.v + static_cast<size_t>(begin + first) * row_bytes, args.v + static_cast<size_t>(begin + end) * row_bytes},
+              args.then};
+  if (first < end) score_queries<Cache, Q>(args, queries, begin, first, end, scores, ahead);
+  for (int q = 0; q < Q; q++) {
+    const PositionSpan seen{spans[q].begin > begin ? spans[q].begin - begin : 0, spans[q].end - begin};
+    if (seen.begin < seen.end) {
+      soften(scores + q * kAttentionChunk, seen, first, padded_end, partials[q]);
     } else {
       partials[q].maximum = -INFINITY;
       partials[q].sum = 0;
-      for (int i = 0; i < n_padded; i++) scores[q * kAttentionChunk + i] = 0;
+      for (int i = first; i < padded_end; i++) scores[q * kAttentionChunk + i] = 0;
     }
   }
   int column = 0;
   for (; column + 16 * kValueVectors <= args.padded_head_dim; column += 16 * kValueVectors)
-    weigh_columns<Q, kValueVectors>(args, scores, begin, longest, column, partials, ahead);
+    weigh_columns<Cache, Q, kValueVectors>(args, scores, begin, first, end, column, partials, ahead);
   for (; column < args.padded_head_dim; column += 16)
-    weigh_columns<Q, 1>(args, scores, begin, longest, column, partials, ahead);
+    weigh_columns<Cache, Q, 1>(args, scores, begin, first, end, column, partials, ahead);
 }
 
-void attention_chunk(const AttentionArgs& args, const float* queries, int n_queries, int begin, const int* ends,
-                     float* scores, AttentionPartial* partials) {
+template <class Cache>
+void attention_chunk(const AttentionArgs& args, const float* queries, int n_queries, int begin,
+                     const PositionSpan* spans, float* scores, AttentionPartial* partials) {
   int q = 0;
   for (; q + 4 <= n_queries; q += 4)
-    attend_queries<4>(args, queries + q * args.padded_head_dim, begin, ends + q, scores, partials + q);
+    attend_queries<Cache, 4>(args, queries + q * args.padded_head_dim, begin, spans + q, scores, partials + q);
   const float* rest = queries + q * args.padded_head_dim;
   switch (n_queries - q) {
     case 3:
-      return attend_queries<3>(args, rest, begin, ends + q, scores, partials + q);
+      return attend_queries<Cache, 3>(args, rest, begin, spans + q, scores, partials + q);
     case 2:
-      return attend_queries<2>(args, rest, begin, ends + q, scores, partials + q);
+      return attend_queries<Cache, 2>(args, rest, begin, spans + q, scores, partials + q);
     case 1:
-      return attend_queries<1>(args, rest, begin, ends + q, scores, partials + q);
+      return attend_queries<Cache, 1>(args, rest, begin, spans + q, scores, partials + q);
   }
 }
 

@@ -49,6 +49,17 @@ PackedWeight make_packed_weight(const Bytes& data, WeightType type, int n_rows, 
   return weight;
 }
 
+PackedExperts make_packed_experts(const Bytes& data, WeightType type, int n_experts, int n_rows, int n_columns) {
+  require(n_experts > 0, "there must be an expert");
+  PackedExperts experts;
+  experts.first = make_packed_weight(data, type, n_rows, n_columns);
+  experts.n = n_experts;
+  experts.stride = packed_bytes(experts.first);
+  require(static_cast<size_t>(data.nbytes()) / experts.stride >= static_cast<size_t>(n_experts),
+          "the array is too small for the packed experts");
+  return experts;
+}
+
 RowSource make_row_source(const py::array& rows, WeightType type, int n_columns) {
   require(rows.ndim() == 2 && rows.itemsize() == 1 && rows.strides(1) == 1, "rows must be bytes [n_rows, row_bytes]");
   require(static_cast<size_t>(rows.shape(1)) == row_bytes(type, n_columns), "rows have the wrong number of bytes");
@@ -144,20 +155,36 @@ Floats read_q80(const ActivationBuffer& buffer, int n_rows) {
   return out;
 }
 
-KvCache make_kv_cache(py::array_t<uint16_t, py::array::c_style> keys, py::array_t<uint16_t, py::array::c_style> values,
-                      int n_slots, int n_kv_heads, int seq_len, int head_dim) {
+// Bytes of keys (or of values): elements, then the scales of Q80.
+size_t kv_cache_bytes(const KvCache& cache) {
+  const size_t scales = cache.type == CacheType::Q80 ? cache.elements() / kBlock * sizeof(float) : 0;
+  return cache.elements() * cache.element_bytes() + scales;
+}
+
+KvCache describe_kv_cache(CacheType type, int n_slots, int n_kv_heads, int seq_len, int head_dim) {
   require(n_slots > 0 && n_kv_heads > 0 && seq_len > 0 && seq_len % 16 == 0, "seq_len must be a multiple of 16");
   require(head_dim > 0 && head_dim % 2 == 0 && head_dim <= kMaxHeadDim, "head_dim must be even and at most 512");
+  require(type != CacheType::Q80 || head_dim % kBlock == 0, "the head_dim of a Q80 cache must be a multiple of 32");
   KvCache cache;
+  cache.type = type;
   cache.n_slots = n_slots;
   cache.n_kv_heads = n_kv_heads;
   cache.seq_len = seq_len;
   cache.head_dim = head_dim;
   cache.padded_head_dim = (head_dim + 15) / 16 * 16;
-  const auto size = static_cast<py::ssize_t>(n_slots) * n_kv_heads * seq_len * cache.padded_head_dim;
-  require(keys.size() >= size && values.size() >= size, "the arrays are too small for the cache");
+  return cache;
+}
+
+KvCache make_kv_cache(Bytes keys, Bytes values, CacheType type, int n_slots, int n_kv_heads, int seq_len,
+                      int head_dim) {
+  KvCache cache = describe_kv_cache(type, n_slots, n_kv_heads, seq_len, head_dim);
+  const size_t bytes = kv_cache_bytes(cache), elements = cache.elements() * cache.element_bytes();
+  require(static_cast<size_t>(keys.nbytes()) >= bytes && static_cast<size_t>(values.nbytes()) >= bytes,
+          "the arrays are too small for the cache");
   cache.keys = keys.mutable_data();
   cache.values = values.mutable_data();
+  cache.key_scales = reinterpret_cast<float*>(cache.keys + elements);
+  cache.value_scales = reinterpret_cast<float*>(cache.values + elements);
   return cache;
 }
 
@@ -215,18 +242,32 @@ void add_matmul(Program& program, const ActivationBuffer& x, const PackedWeight&
 }
 
 void add_gated_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& gate, const PackedWeight& up,
-                      const ActivationBuffer& out) {
+                      const ActivationBuffer& out, bool gelu) {
   require(x.width == gate.n_columns && x.width == up.n_columns && gate.n_rows == up.n_rows && out.width == gate.n_rows,
           "shapes of a gated matmul differ");
-  program.add(make_gated_matmul(program.kernels(), x, gate, up, out, program.max_rows()));
+  program.add(make_gated_matmul(program.kernels(), x, gate, up, out, gelu, program.max_rows()));
 }
 
-void add_rope_store(Program& program, const ActivationBuffer& qkv, const ActivationBuffer& angles,
-                    const KvCache& cache, int n_heads, bool half_split) {
-  require(qkv.f32 && angles.f32 && angles.width == cache.head_dim &&
-              qkv.width == (n_heads + 2 * cache.n_kv_heads) * cache.head_dim,
+// The `i`-th of some vectors, of `size` elements, or null where there are none.
+const float* vector_at(const std::vector<Floats>& vectors, size_t i, int size) {
+  if (vectors.empty()) return nullptr;
+  require(i < vectors.size() && vectors[i].size() == size, "a bias or norm has the wrong size");
+  return vectors[i].data();
+}
+
+void add_rope_store(Program& program, const ActivationBuffer& qkv, const ActivationBuffer* angles,
+                    const KvCache& cache, int n_heads, bool half_split, const std::vector<Floats>& biases,
+                    const std::vector<Floats>& norms, float epsilon) {
+  require(qkv.f32 && qkv.width == (n_heads + 2 * cache.n_kv_heads) * cache.head_dim &&
+              (!angles || (angles->f32 && angles->width == cache.head_dim)),
           "shapes of a rotation differ");
-  program.add(make_rope_store(program.kernels(), qkv, angles, cache, n_heads, half_split));
+  const int q_width = n_heads * cache.head_dim, kv_width = cache.n_kv_heads * cache.head_dim;
+  const HeadPreparation preparation{vector_at(biases, 0, q_width),       vector_at(biases, 1, kv_width),
+                                    vector_at(biases, 2, kv_width),      vector_at(norms, 0, cache.head_dim),
+                                    vector_at(norms, 1, cache.head_dim), epsilon};
+  const ActivationBuffer none{};
+  program.add(
+      make_rope_store(program.kernels(), qkv, angles ? *angles : none, cache, n_heads, half_split, preparation));
 }
 
 // AttentionWork is known to its own file only.
@@ -235,13 +276,53 @@ struct AttentionWorkHandle {
 };
 
 void add_attention(Program& program, const ActivationBuffer& qkv, const KvCache& cache, const ActivationBuffer& out,
-                   int n_heads, int group, int first_head, float scale, const AttentionWorkHandle& handle) {
+                   int n_heads, int group, int first_head, int window, float scale,
+                   const AttentionWorkHandle& handle) {
   const std::shared_ptr<AttentionWork>& work = handle.work;
-  require(qkv.f32 && group > 0 && group <= 256 && first_head >= 0 &&
+  require(qkv.f32 && group > 0 && group <= 256 && first_head >= 0 && window >= 0 &&
               (first_head + n_heads - 1) / group < cache.n_kv_heads && out.width == n_heads * cache.head_dim,
           "shapes of an attention differ");
-  program.add(make_attention_chunks(program.kernels(), qkv, cache, {n_heads, group, first_head}, scale, work));
-  program.add(make_attention_join(program.kernels(), cache, n_heads, out, work));
+  const QueryHeads heads{n_heads, group, first_head, window};
+  program.add(make_attention_chunks(program.kernels(), qkv, cache, heads, scale, work));
+  program.add(make_attention_join(program.kernels(), cache, heads, out, work));
+}
+
+// ExpertWork is known to its own file only.
+struct ExpertWorkHandle {
+  std::shared_ptr<ExpertWork> work;
+  int k, first_expert, n_experts;
+};
+
+void add_top_experts(Program& program, const ActivationBuffer& logits, const ActivationBuffer& ids,
+                     const ActivationBuffer& weights, bool normalize) {
+  require(logits.f32 && ids.i32 && weights.f32 && ids.width == weights.width && ids.width <= logits.width,
+          "shapes of a choice of experts differ");
+  program.add(make_top_experts(program.kernels(), logits, ids, weights, normalize));
+}
+
+void add_expert_sort(Program& program, const ActivationBuffer& ids, const ExpertWorkHandle& handle) {
+  require(ids.i32 && ids.width == handle.k, "shapes of a choice of experts differ");
+  program.add(make_expert_sort(ids, handle.work));
+}
+
+void add_expert_gated_matmul(Program& program, const ActivationBuffer& x, const PackedExperts& gate,
+                             const PackedExperts& up, const ActivationBuffer& out, bool gelu,
+                             const ExpertWorkHandle& handle) {
+  require(x.width == gate.first.n_columns && x.width == up.first.n_columns && gate.n == handle.n_experts &&
+              up.n == gate.n && gate.first.n_rows == up.first.n_rows && out.width == handle.k * gate.first.n_rows &&
+              (out.f32 || gate.first.n_rows % kBlock == 0),
+          "shapes of the experts' gated matmul differ");
+  if (program.max_rows() > 1) program.add(make_expert_inputs(x, handle.work));
+  program.add(make_expert_gated_matmul(program.kernels(), x, gate, up, out, gelu, handle.work));
+}
+
+void add_expert_matmul(Program& program, const ActivationBuffer& x, const ActivationBuffer& weights,
+                       const PackedExperts& down, const ActivationBuffer& out, const ExpertWorkHandle& handle) {
+  require(x.width == handle.k * down.first.n_columns && down.n == handle.n_experts && weights.f32 &&
+              weights.width == handle.k && out.f32 && out.width == down.first.n_rows,
+          "shapes of the experts' matmul differ");
+  program.add(make_expert_matmul(program.kernels(), x, down, handle.work));
+  program.add(make_expert_sum(weights, out, handle.work));
 }
 
 void add_top_candidates(Program& program, const ActivationBuffer& logits, const ActivationBuffer& values,
@@ -277,6 +358,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("read_rate", &read_rate_of, "pool"_a, "words"_a, "Bytes per second of one pass that reads a uint64 array.");
 
   py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a);
+  py::class_<PackedExperts>(m, "PackedExperts")
+      .def(py::init(&make_packed_experts), "data"_a.noconvert(), "type"_a, "n_experts"_a, "n_rows"_a, "n_columns"_a);
   py::class_<RowSource>(m, "RowSource")
       .def(py::init(&make_row_source), "rows"_a, "type"_a, "n_columns"_a)
       .def(py::init([](const PackedWeight& weight) { return RowSource{weight, nullptr, 0}; }), "weight"_a);
@@ -293,8 +376,26 @@ PYBIND11_MODULE(_native, m) {
   m.def("i32_buffer", &i32_buffer, "array"_a.noconvert(), "logit_rows_only"_a);
   m.def("q80_buffer", &q80_buffer, "array"_a.noconvert(), "max_rows"_a, "width"_a, "logit_rows_only"_a);
   m.def("read_q80", &read_q80, "buffer"_a, "n_rows"_a, "Rows of a Q80 buffer as f32 [n_rows, width].");
+  py::enum_<CacheType>(m, "CacheType")
+      .value("F16", CacheType::F16)
+      .value("Q80", CacheType::Q80)
+      .value("F32", CacheType::F32);
+  m.def(
+      "kv_cache_bytes",
+      [](CacheType type, int n_slots, int n_kv_heads, int seq_len, int head_dim) {
+        return kv_cache_bytes(describe_kv_cache(type, n_slots, n_kv_heads, seq_len, head_dim));
+      },
+      "type"_a, "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a, "Bytes of the keys, or values, of a cache.");
   py::class_<KvCache>(m, "KvCache")
-      .def(py::init(&make_kv_cache), "keys"_a.noconvert(), "values"_a.noconvert(), "n_slots"_a, "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
+      .def(py::init(&make_kv_cache), "keys"_a.noconvert(), "values"_a.noconvert(), "type"_a, "n_slots"_a,
+           "n_kv_heads"_a, "seq_len"_a, "head_dim"_a);
+  py::class_<ExpertWorkHandle>(m, "ExpertWork")
+      .def(py::init([](int max_rows, int k, int first_expert, int n_experts) {
+             require(max_rows > 0 && k > 0 && n_experts > 0, "an expert work needs sizes above 0");
+             return ExpertWorkHandle{make_expert_work(max_rows, k, first_expert, n_experts), k, first_expert,
+                                     n_experts};
+           }),
+           "max_rows"_a, "k"_a, "first_expert"_a, "n_experts"_a);
   py::class_<AttentionWorkHandle>(m, "AttentionWork")
       .def(py::init([](int max_rows, int n_heads, int padded_head_dim, int seq_len) {
              return AttentionWorkHandle{make_attention_work(max_rows, n_heads, padded_head_dim, seq_len)};
@@ -315,21 +416,28 @@ PYBIND11_MODULE(_native, m) {
            }),
            "pool"_a, "kernels"_a, "max_rows"_a, "max_logit_rows"_a)
       .def("add_embed",
-           [](Program& program, const RowSource& weight, const ActivationBuffer& out) {
+           [](Program& program, const RowSource& weight, const ActivationBuffer& out, float scale) {
              require(out.f32 && out.width == weight.weight.n_columns, "shapes of an embedding differ");
-             program.add(make_embed(weight, out));
-           })
+             program.add(make_embed(weight, out, scale));
+           },
+           "weight"_a, "out"_a, "scale"_a)
       .def("add_rope_angles",
-           [](Program& program, std::vector<double> frequencies, const ActivationBuffer& out) {
+           [](Program& program, std::vector<double> frequencies, const ActivationBuffer& out, double scale) {
              require(out.f32 && static_cast<size_t>(out.width) == 2 * frequencies.size(), "shapes of angles differ");
-             program.add(make_rope_angles(std::move(frequencies), out));
-           })
+             program.add(make_rope_angles(std::move(frequencies), out, scale));
+           },
+           "frequencies"_a, "out"_a, "scale"_a)
       .def("add_rms_norm", &add_rms_norm, "x"_a, "add"_a.none(true), "weight"_a.noconvert(), "out"_a, "epsilon"_a)
       .def("add_matmul", &add_matmul, "x"_a, "weight"_a, "out"_a, "out_column"_a)
-      .def("add_gated_matmul", &add_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a)
-      .def("add_rope_store", &add_rope_store, "qkv"_a, "angles"_a, "cache"_a, "n_heads"_a, "half_split"_a)
+      .def("add_gated_matmul", &add_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a, "gelu"_a)
+      .def("add_rope_store", &add_rope_store, "qkv"_a, "angles"_a.none(true), "cache"_a, "n_heads"_a, "half_split"_a,
+           "biases"_a, "norms"_a, "epsilon"_a)
       .def("add_attention", &add_attention, "qkv"_a, "cache"_a, "out"_a, "n_heads"_a, "group"_a, "first_head"_a,
-           "scale"_a, "work"_a)
+           "window"_a, "scale"_a, "work"_a)
+      .def("add_top_experts", &add_top_experts, "logits"_a, "ids"_a, "weights"_a, "normalize"_a)
+      .def("add_expert_sort", &add_expert_sort, "ids"_a, "work"_a)
+      .def("add_expert_gated_matmul", &add_expert_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a, "gelu"_a, "work"_a)
+      .def("add_expert_matmul", &add_expert_matmul, "x"_a, "weights"_a, "down"_a, "out"_a, "work"_a)
       .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a)
       .def_property_readonly("n_ops", &Program::n_ops)
       .def("run", &run, "step"_a, "begin"_a, "end"_a)

@@ -98,11 +98,22 @@ struct Stretch {
   const uint8_t *begin = nullptr, *end = nullptr;
 };
 
+enum class CacheType : int { F16 = 0, Q80, F32 };
+constexpr int kCacheTypes = 3;
+
+// One KV head of one slot. Elements are 16-bit, int8 or f32; Q80 has a scale for each 32 elements of a head.
 struct AttentionArgs {
-  int padded_head_dim;  // a multiple of 16
-  const uint16_t* k;    // one KV head of one slot: [seq_len / 16][padded_head_dim][16]
-  const uint16_t* v;    // [seq_len][padded_head_dim]
-  Stretch then;         // read after this chunk's values
+  int padded_head_dim;    // a multiple of 16, for Q80 of 32
+  const uint8_t* k;       // [seq_len / 16][padded_head_dim][16]
+  const uint8_t* v;       // [seq_len][padded_head_dim]
+  const float* k_scales;  // [seq_len / 16][padded_head_dim / 32][16], or null
+  const float* v_scales;  // [seq_len][padded_head_dim / 32], or null
+  Stretch then;           // read after this chunk's values
+};
+
+// The positions that a query sees: [begin, end).
+struct PositionSpan {
+  int begin, end;
 };
 
 // One query's softmax over one chunk, before division: out = sum(exp(s - maximum) * v), sum = sum(exp(s - maximum)).
@@ -126,14 +137,19 @@ struct KernelTable {
   void (*store_row)(const float* x, int n, const RowOutput& out, int out_row, int column);
   // gate = silu(gate) * up, n elements.
   void (*silu_mul)(float* gate, const float* up, int n);
+  // The same with the tanh approximation of GELU.
+  void (*gelu_mul)(float* gate, const float* up, int n);
   void (*f32_to_f16)(const float* x, uint16_t* out, int n);
-  // Queries [n_queries][padded_head_dim], already scaled, against positions [begin, ends[query]) of one KV head; begin
-  // is a multiple of kAttentionChunk, and a query whose end is not past it gets an empty partial result;
-  // scores is scratch [n_queries][kAttentionChunk].
-  void (*attention_chunk)(const AttentionArgs&, const float* queries, int n_queries, int begin, const int* ends,
-                          float* scores, AttentionPartial* partials);
+  // Queries [n_queries][padded_head_dim], already scaled, against what each sees of the chunk of positions from begin,
+  // a multiple of kAttentionChunk; spans end within the chunk, and a query that sees nothing of it gets an empty partial
+  // result; scores is scratch [n_queries][kAttentionChunk].
+  void (*attention_chunk[kCacheTypes])(const AttentionArgs&, const float* queries, int n_queries, int begin,
+                                       const PositionSpan* spans, float* scores, AttentionPartial* partials);
   // Folds a later chunk into an earlier one.
   void (*attention_merge)(AttentionPartial& into, const AttentionPartial& later, int padded_head_dim);
+  // The k experts with the largest of n logits, the largest first (lowest id first among equals), and their softmax over
+  // all n, or over the k alone. A logit that is no finite number makes all weights NaN.
+  void (*top_experts)(const float* logits, int n, int k, bool normalize, int* ids, float* weights);
   // The k largest of n values as (value, id) pairs in no particular order, and max and sum(exp((v - max) * scale)).
   int (*top_candidates)(const float* values, int n, int first_id, int k, float scale, float* top_values, int* top_ids,
                         float* maximum, float* exp_sum);

@@ -7,6 +7,7 @@
 namespace {
 using dllama::AttentionArgs;
 using dllama::AttentionPartial;
+using dllama::PositionSpan;
 using dllama::kAttentionChunk;
 using dllama::kBlock;
 using dllama::kGroupRows;
@@ -26,9 +27,10 @@ using dllama::tile_height;
 
 #include "matmul.inl"
 #include "rows.inl"
-// rows.inl's vector exp is used by the next two.
+// rows.inl's vector exp is used by the next three.
 #include "attention.inl"
 #include "candidates.inl"
+#include "experts.inl"
 
 namespace {
 
@@ -41,9 +43,11 @@ constexpr dllama::KernelTable make_table(const char* name) {
           rms_norm,
           store_row,
           silu_mul,
+          gelu_mul,
           f32_to_f16_row,
-          attention_chunk,
+          {attention_chunk<F16Cache>, attention_chunk<Q80Cache>, attention_chunk<F32Cache>},
           attention_merge,
+          top_experts,
           top_candidates};
 }
 

@@ -19,11 +19,13 @@ constexpr int kQueriesAtOnce = 16;  // queries (rows times heads of a KV group) 
 // Neighbouring rows of one slot.
 struct Tile {
   int row, n_rows;
-  int n_chunks;
+  int first_chunk, end_chunk;
   int first_unit;
+
+  int n_chunks() const { return end_chunk - first_chunk; }
 };
 
-int chunks_of(int position) { return position / kAttentionChunk + 1; }
+int chunk_of(int position) { return position / kAttentionChunk; }
 
 }  // namespace
 
@@ -44,7 +46,7 @@ std::shared_ptr<AttentionWork> make_attention_work(int max_rows, int n_heads, in
   work->max_rows = max_rows;
   work->n_heads = n_heads;
   work->padded_head_dim = padded_head_dim;
-  work->max_chunks = chunks_of(seq_len - 1);
+  work->max_chunks = chunk_of(seq_len - 1) + 1;
   const size_t split_rows = max_rows < kSplitRows ? max_rows : kSplitRows;
   const size_t split = split_rows * work->max_chunks, whole = static_cast<size_t>(max_rows);
   const size_t count = (split > whole ? split : whole) * n_heads;
@@ -61,6 +63,7 @@ class AttentionChunks : public Op {
   AttentionChunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
                   const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work)
       : kernels_(kernels),
+        attention_chunk_(kernels.attention_chunk[static_cast<int>(cache.type)]),
         qkv_(qkv),
         cache_(cache),
         heads_(heads),
@@ -76,10 +79,14 @@ class AttentionChunks : public Op {
     for (int row = 0; row < step.n_rows;) {
       int n = 1;
       while (n < rows_at_once_ && row + n < step.n_rows && step.slots[row + n] == step.slots[row]) n++;
-      int last = 0;
-      for (int i = 0; i < n; i++) last = step.positions[row + i] > last ? step.positions[row + i] : last;
-      tiles_.push_back({row, n, chunks_of(last), unit});
-      unit += cache_.n_kv_heads * (AttentionWork::split(step) ? tiles_.back().n_chunks : 1);
+      int first = step.positions[row], last = 0;
+      for (int i = 0; i < n; i++) {
+        const PositionSpan seen = heads_.seen_from(step.positions[row + i]);
+        first = seen.begin < first ? seen.begin : first;
+        last = seen.end - 1 > last ? seen.end - 1 : last;
+      }
+      tiles_.push_back({row, n, chunk_of(first), chunk_of(last) + 1, unit});
+      unit += cache_.n_kv_heads * (AttentionWork::split(step) ? tiles_.back().n_chunks() : 1);
       row += n;
     }
     n_units_ = unit;
@@ -91,7 +98,7 @@ class AttentionChunks : public Op {
     const size_t queries = max_queries();
     // Queries, scores, and one partial result a query for chunks that are merged at once.
     return queries * (sizeof(float) * (2 * cache_.padded_head_dim + kAttentionChunk) + 2 * sizeof(AttentionPartial) +
-                      sizeof(int)) + 256;
+                      2 * sizeof(PositionSpan)) + 256;
   }
 
   void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
@@ -100,11 +107,13 @@ class AttentionChunks : public Op {
       while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
       const Tile& tile = tiles_[at];
       const int local = unit - tile.first_unit;
-      if (AttentionWork::split(step))
-        attend(step, tile, local / tile.n_chunks, local % tile.n_chunks, local % tile.n_chunks + 1,
+      if (AttentionWork::split(step)) {
+        const int chunk = tile.first_chunk + local % tile.n_chunks();
+        attend(step, tile, local / tile.n_chunks(), chunk, chunk + 1,
                unit + 1 < end ? keys_of_unit(step, tile, local + 1) : following(), scratch);
-      else
-        attend(step, tile, local, 0, tile.n_chunks, {}, scratch);
+      } else {
+        attend(step, tile, local, tile.first_chunk, tile.end_chunk, {}, scratch);
+      }
     }
   }
 
@@ -113,14 +122,13 @@ class AttentionChunks : public Op {
 
   // Keys that a unit of `tile` reads first; those of another tile are not looked for.
   Stretch keys_of_unit(const Step& step, const Tile& tile, int local) const {
-    const int kv_head = local / tile.n_chunks, begin = local % tile.n_chunks * kAttentionChunk;
+    const int kv_head = local / tile.n_chunks(), begin = (tile.first_chunk + local % tile.n_chunks()) * kAttentionChunk;
     if (kv_head >= cache_.n_kv_heads) return {};
     const int past = step.positions[tile.row + tile.n_rows - 1] + 1 - begin;
     const auto n = static_cast<size_t>(past < kAttentionChunk ? past : kAttentionChunk);
-    const uint16_t* keys =
-        cache_.head_keys(step.slots[tile.row], kv_head) + static_cast<size_t>(begin) * cache_.padded_head_dim;
-    return {reinterpret_cast<const uint8_t*>(keys),
-            reinterpret_cast<const uint8_t*>(keys + n * cache_.padded_head_dim)};
+    const size_t position_bytes = cache_.padded_head_dim * cache_.element_bytes();
+    const uint8_t* keys = cache_.head(step.slots[tile.row], kv_head).k + static_cast<size_t>(begin) * position_bytes;
+    return {keys, keys + n * position_bytes};
   }
 
   void attend(const Step& step, const Tile& tile, int kv_head, int first_chunk, int end_chunk, Stretch then,
@@ -137,28 +145,29 @@ class AttentionChunks : public Op {
     float* later_out = scores + max_queries() * kAttentionChunk;
     auto* partials = reinterpret_cast<AttentionPartial*>(later_out + max_queries() * width);
     AttentionPartial* later = partials + max_queries();
-    auto* ends = reinterpret_cast<int*>(later + max_queries());
+    auto* spans = reinterpret_cast<PositionSpan*>(later + max_queries());
+    PositionSpan* chunk_spans = spans + max_queries();
 
     for (int q = 0; q < n_queries; q++) {
       const int row = tile.row + q / n_heads, head = first_head + q % n_heads;
       const float* from = qkv_.f32 + static_cast<size_t>(row) * qkv_.width + head * cache_.head_dim;
       for (int d = 0; d < cache_.head_dim; d++) queries[q * width + d] = from[d] * scale_;
       for (int d = cache_.head_dim; d < width; d++) queries[q * width + d] = 0;
-      ends[q] = step.positions[row] + 1;
+      spans[q] = heads_.seen_from(step.positions[row]);
       later[q] = {0, 0, later_out + static_cast<size_t>(q) * width};
     }
     const int slot = step.slots[tile.row];
-    const AttentionArgs args{width, cache_.head_keys(slot, kv_head), cache_.head_values(slot, kv_head), then};
+    AttentionArgs args = cache_.head(slot, kv_head);
+    args.then = then;
     for (int chunk = first_chunk; chunk < end_chunk; chunk++) {
       const int begin = chunk * kAttentionChunk, limit = begin + kAttentionChunk;
-      int chunk_ends[kQueriesAtOnce > kMaxGroup ? kQueriesAtOnce : kMaxGroup];
       for (int q = 0; q < n_queries; q++) {
-        chunk_ends[q] = ends[q] < limit ? ends[q] : limit;
+        chunk_spans[q] = {spans[q].begin, spans[q].end < limit ? spans[q].end : limit};
         partials[q] = chunk == first_chunk
                           ? work_->partial(step, tile.row + q / n_heads, first_head + q % n_heads, chunk)
                           : later[q];
       }
-      kernels_.attention_chunk(args, queries, n_queries, begin, chunk_ends, scores, partials);
+      attention_chunk_(args, queries, n_queries, begin, chunk_spans, scores, partials);
       for (int q = 0; q < n_queries; q++) {
         AttentionPartial& into =
             work_->partial(step, tile.row + q / n_heads, first_head + q % n_heads, first_chunk);
@@ -170,9 +179,9 @@ class AttentionChunks : public Op {
     }
   }
 
-  static constexpr int kMaxGroup = 256;
-
   const KernelTable& kernels_;
+  void (*attention_chunk_)(const AttentionArgs&, const float*, int, int, const PositionSpan*, float*,
+                           AttentionPartial*);
   ActivationBuffer qkv_;
   KvCache cache_;
   QueryHeads heads_;
@@ -185,9 +194,9 @@ class AttentionChunks : public Op {
 
 class AttentionJoin : public Op {
  public:
-  AttentionJoin(const KernelTable& kernels, const KvCache& cache, int n_heads, const ActivationBuffer& out,
+  AttentionJoin(const KernelTable& kernels, const KvCache& cache, const QueryHeads& heads, const ActivationBuffer& out,
                 std::shared_ptr<AttentionWork> work)
-      : kernels_(kernels), cache_(cache), n_heads_(n_heads), out_(out), work_(std::move(work)) {}
+      : kernels_(kernels), cache_(cache), heads_(heads), out_(out), work_(std::move(work)) {}
 
   int units(const Step& step) const override { return step.n_rows; }
   size_t scratch_bytes() const override { return sizeof(float) * (static_cast<size_t>(out_.width) + 16); }
@@ -195,10 +204,12 @@ class AttentionJoin : public Op {
   void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
     auto* joined = reinterpret_cast<float*>(scratch);
     for (int row = begin; row < end; row++) {
-      const int n_chunks = AttentionWork::split(step) ? chunks_of(step.positions[row]) : 1;
-      for (int head = 0; head < n_heads_; head++) {
-        AttentionPartial& whole = work_->partial(step, row, head, 0);
-        for (int chunk = 1; chunk < n_chunks; chunk++)
+      const PositionSpan seen = heads_.seen_from(step.positions[row]);
+      const int first = AttentionWork::split(step) ? chunk_of(seen.begin) : 0;
+      const int last = AttentionWork::split(step) ? chunk_of(seen.end - 1) : 0;
+      for (int head = 0; head < heads_.n; head++) {
+        AttentionPartial& whole = work_->partial(step, row, head, first);
+        for (int chunk = first + 1; chunk <= last; chunk++)
           kernels_.attention_merge(whole, work_->partial(step, row, head, chunk), cache_.padded_head_dim);
         float* to = joined + static_cast<size_t>(head) * cache_.head_dim;
         for (int d = 0; d < cache_.head_dim; d++) to[d] = whole.out[d] / whole.sum;
@@ -210,7 +221,7 @@ class AttentionJoin : public Op {
  private:
   const KernelTable& kernels_;
   KvCache cache_;
-  int n_heads_;
+  QueryHeads heads_;
   ActivationBuffer out_;
   std::shared_ptr<AttentionWork> work_;
 };
@@ -222,9 +233,9 @@ std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const Acti
   return std::make_unique<AttentionChunks>(kernels, qkv, cache, heads, scale, std::move(work));
 }
 
-std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, int n_heads,
+std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, const QueryHeads& heads,
                                         const ActivationBuffer& out, std::shared_ptr<AttentionWork> work) {
-  return std::make_unique<AttentionJoin>(kernels, cache, n_heads, out, std::move(work));
+  return std::make_unique<AttentionJoin>(kernels, cache, heads, out, std::move(work));
 }
 
 }  // namespace dllama

@@ -1,4 +1,4 @@
-// Matmul and SwiGLU's gated pair of matmuls. A unit is one group of 16 weight rows (32 for the pair, whose output may
+// Matmul and the gated pair of matmuls of SwiGLU and GeGLU. A unit is one group of 16 weight rows (32 for the pair, whose output may
 // be quantized in blocks of 32) against all rows of the step.
 
 #include "ops.hpp"
@@ -46,8 +46,9 @@ class Matmul : public Op {
 class GatedMatmul : public Op {
  public:
   GatedMatmul(const KernelTable& kernels, const ActivationBuffer& x, const PackedWeight& gate, const PackedWeight& up,
-              const ActivationBuffer& out, int max_rows)
+              const ActivationBuffer& out, bool gelu, int max_rows)
       : kernels_(kernels),
+        activate_(gelu ? kernels.gelu_mul : kernels.silu_mul),
         gate_kernel_(kernel_for(kernels, x, gate)),
         up_kernel_(kernel_for(kernels, x, up)),
         x_(x),
@@ -75,7 +76,7 @@ class GatedMatmul : public Op {
       const int n = gate_.n_rows - column < kUnitColumns ? gate_.n_rows - column : kUnitColumns;
       for (int r = 0; r < out.n_rows; r++) {
         float* row = gates + static_cast<size_t>(r) * kUnitColumns;
-        kernels_.silu_mul(row, ups + static_cast<size_t>(r) * kUnitColumns, n);
+        activate_(row, ups + static_cast<size_t>(r) * kUnitColumns, n);
         kernels_.store_row(row, n, out, r, column);
       }
     }
@@ -90,6 +91,7 @@ class GatedMatmul : public Op {
   }
 
   const KernelTable& kernels_;
+  void (*activate_)(float*, const float*, int);
   MatmulKernel gate_kernel_, up_kernel_;
   ActivationBuffer x_;
   PackedWeight gate_, up_;
@@ -105,8 +107,8 @@ std::unique_ptr<Op> make_matmul(const KernelTable& kernels, const ActivationBuff
 }
 
 std::unique_ptr<Op> make_gated_matmul(const KernelTable& kernels, const ActivationBuffer& x, const PackedWeight& gate,
-                                      const PackedWeight& up, const ActivationBuffer& out, int max_rows) {
-  return std::make_unique<GatedMatmul>(kernels, x, gate, up, out, max_rows);
+                                      const PackedWeight& up, const ActivationBuffer& out, bool gelu, int max_rows) {
+  return std::make_unique<GatedMatmul>(kernels, x, gate, up, out, gelu, max_rows);
 }
 
 }  // namespace dllama

@@ -30,17 +30,37 @@ struct ActivationBuffer {
 };
 
 // Keys [n_slots][n_kv_heads][seq_len / 16][padded_head_dim][16] and values [n_slots][n_kv_heads][seq_len]
-// [padded_head_dim] of one layer, f16; seq_len and padded_head_dim are multiples of 16.
+// [padded_head_dim] of one layer; seq_len and padded_head_dim are multiples of 16. Scales of Q80 lie behind all elements,
+// [...][padded_head_dim / 32][16] and [...][padded_head_dim / 32].
 struct KvCache {
-  uint16_t *keys = nullptr, *values = nullptr;
+  CacheType type = CacheType::F16;
+  uint8_t *keys = nullptr, *values = nullptr;
+  float *key_scales = nullptr, *value_scales = nullptr;  // of Q80
   int n_slots = 0, n_kv_heads = 0, seq_len = 0, head_dim = 0, padded_head_dim = 0;
 
-  uint16_t* head_keys(int slot, int head) const { return keys + head_offset(slot, head); }
-  uint16_t* head_values(int slot, int head) const { return values + head_offset(slot, head); }
+  size_t element_bytes() const { return type == CacheType::Q80 ? 1 : type == CacheType::F16 ? 2 : 4; }
+  size_t elements() const { return static_cast<size_t>(n_slots) * n_kv_heads * seq_len * padded_head_dim; }
+  AttentionArgs head(int slot, int kv_head) const {
+    const size_t at = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * padded_head_dim;
+    const bool scaled = type == CacheType::Q80;
+    return {padded_head_dim, keys + at * element_bytes(), values + at * element_bytes(),
+            scaled ? key_scales + at / kBlock : nullptr, scaled ? value_scales + at / kBlock : nullptr, {}};
+  }
+  // Writes key and value, [head_dim] each, of a position.
+  void store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,
+             const float* value) const;
+};
 
- private:
-  size_t head_offset(int slot, int head) const {
-    return (static_cast<size_t>(slot) * n_kv_heads + head) * seq_len * padded_head_dim;
+// As many matrices of one shape, the packed experts of a layer, each `stride` bytes behind the one before.
+struct PackedExperts {
+  PackedWeight first{};
+  int n = 0;
+  size_t stride = 0;
+
+  PackedWeight expert(int i) const {
+    PackedWeight weight = first;
+    weight.data += static_cast<size_t>(i) * stride;
+    return weight;
   }
 };
 

@@ -1,4 +1,4 @@
-// Row-wise kernels: RMS norm, quantization, SwiGLU, f16 conversion; needs one simd_*.hpp included before.
+// Row-wise kernels: RMS norm, quantization, SwiGLU and GeGLU, f16 conversion; needs one simd_*.hpp included before.
 
 namespace {
 
@@ -112,6 +112,16 @@ void silu_mul(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i += 16) {
     const F32x16 g = load_up_to_16(gate + i, n - i);
     const F32x16 denominator = add(set1(1.0f), exp(sub(set1(0.0f), g)));
+    store_up_to_16(gate + i, mul(div(g, denominator), load_up_to_16(up + i, n - i)), n - i);
+  }
+}
+
+// x * (1 + tanh(u)) / 2 = x / (1 + exp(-2u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3).
+void gelu_mul(float* gate, const float* up, int n) {
+  for (int i = 0; i < n; i += 16) {
+    const F32x16 g = load_up_to_16(gate + i, n - i);
+    const F32x16 cubic = fma(mul(mul(g, g), g), set1(0.044715f), g);
+    const F32x16 denominator = add(set1(1.0f), exp(mul(cubic, set1(-1.5957691216057308f))));
     store_up_to_16(gate + i, mul(div(g, denominator), load_up_to_16(up + i, n - i)), n - i);
   }
 }

@@ -73,6 +73,12 @@ inline void store_f16(uint16_t* p, F32x16 a) {
   store_f16_quarter(p + 8, a.q[2]);
   store_f16_quarter(p + 12, a.q[3]);
 }
+inline F32x16 load_i8(const int8_t* p) {
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+           vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
 inline F32x16 load_bf16(const uint16_t* p) {
   return quarters([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(p + 4 * i)), 16)); });
 }

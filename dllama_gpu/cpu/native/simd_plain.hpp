@@ -65,6 +65,7 @@ using dllama::f32_to_f16;
 
 inline F32x16 load_f16(const uint16_t* p) { DLLAMA_LANES(f16_to_f32(p[i])); }
 inline F32x16 load_bf16(const uint16_t* p) { DLLAMA_LANES(bf16_to_f32(p[i])); }
+inline F32x16 load_i8(const int8_t* p) { DLLAMA_LANES(static_cast<float>(p[i])); }
 inline void store_f16(uint16_t* p, F32x16 a) {
   for (int i = 0; i < 16; i++) p[i] = f32_to_f16(a.v[i]);
 }

@@ -14,8 +14,9 @@ from benchmarks.q40_gguf import write_q40_gguf
 from benchmarks.synthetic import SHAPES, main, random_rows, write_gguf, write_m
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.codecs import Bytes, dequantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.open import open_model
@@ -112,7 +113,7 @@ def test_the_shapes_have_the_published_numbers_of_weights() -> None:
 
 def _logits(path: Path) -> npt.NDArray[np.float32]:
     source = open_model(path)
-    graph = build_llama(source.spec, source.tensors, GraphOptions(seq_len=16, max_rows=8))
+    graph = build_graph(source.spec, source.tensors, GraphOptions(seq_len=16, max_rows=8))
     program = CpuDevice(1).compile(graph, source)
     program.run(Batch.of([Row(token, 0, position, position == 4) for position, token in enumerate((5, 0, 287, 9, 31))]))
     logits: npt.NDArray[np.float32] = program.buffer("logits", 1)[0].copy()

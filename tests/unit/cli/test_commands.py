@@ -14,7 +14,7 @@ from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
 from dllama_gpu.engine.perplexity import measure_perplexity
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.tokenizer.t_file import read_t_file
 from tests.support.tiny import TinyModel

@@ -13,7 +13,7 @@ from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.generation import Generation, GenerationRequest
 from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
 from dllama_gpu.engine.sampling import SamplingParams
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
 from tests.support.models import write_random_gguf
 from tests.support.tiny import TinyModel

@@ -17,9 +17,10 @@ from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.cpu.program import CpuProgram
 from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.model.source import ModelSource
@@ -76,7 +77,7 @@ def test_logits_agree_with_the_oracle(
     scaling = RopeScaling(8.0, 1.0, 4.0, 16)
     write_random_m(path, **SHAPE, weight_type=float_type, rope_scaling=scaling, seed=1)
     source = MFile(path)
-    graph = build_llama(source.spec, source.tensors, options(buffer_type))
+    graph = build_graph(source.spec, source.tensors, options(buffer_type))
     found = logits(CpuDevice(1, kernels).compile(graph, source))
     wanted = logits(NumpyDevice().compile(graph, source))
     source.close()
@@ -91,20 +92,20 @@ def test_logits_agree_with_the_oracle(
 def test_every_division_of_a_prompt_into_chunks_gives_the_same_bits(
     source: ModelSource, buffer_type: BufferType
 ) -> None:
-    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options(buffer_type)), source)
+    program = CpuDevice(1).compile(build_graph(source.spec, source.tensors, options(buffer_type)), source)
     at_once = logits(program)
     for chunk in (1, 3, 16, 17):
         assert np.array_equal(logits(program, chunk), at_once), f"chunks of {chunk}"
 
 
 def test_every_thread_count_gives_the_same_bits(source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     results = [logits(CpuDevice(n).compile(graph, source)) for n in range(1, min(available_threads(), 8) + 1)]
     assert all(np.array_equal(results[0], other) for other in results)
 
 
 def test_more_threads_than_processors_and_many_short_lives_give_the_same_bits(source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     expected = logits(CpuDevice(1).compile(graph, source), chunk=7)
     pool = _native.ThreadPool(7, False)
     kernels = CpuDevice(1).kernels
@@ -115,7 +116,7 @@ def test_more_threads_than_processors_and_many_short_lives_give_the_same_bits(so
 
 def test_late_threads_never_mix_two_steps(source: ModelSource) -> None:
     """Units grow and shrink from step to step, with more threads than processors, so that some are always late."""
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     alone = CpuDevice(1).compile(graph, source)
     pool = _native.ThreadPool(6, False)
     crowded = CpuProgram(graph, load_weights(graph, source, pool), pool, CpuDevice(1).kernels)
@@ -132,7 +133,7 @@ def test_late_threads_never_mix_two_steps(source: ModelSource) -> None:
 
 
 def test_programs_that_share_threads_take_turns(source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     pool = _native.ThreadPool(3, False)
     kernels = CpuDevice(1).kernels
     programs = [CpuProgram(graph, load_weights(graph, source, pool), pool, kernels) for _ in range(4)]
@@ -149,13 +150,13 @@ def test_instruction_sets_with_fused_multiply_add_give_the_same_bits(source: Mod
     fused = [name for name in _native.kernel_names() if name != "plain"]
     if len(fused) < 2:
         pytest.skip(f"this processor runs only {', '.join(_native.kernel_names())}")
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     results = [logits(CpuDevice(1, name).compile(graph, source)) for name in fused]
     assert all(np.array_equal(results[0], other) for other in results)
 
 
 def test_two_users_in_one_step_get_what_each_gets_alone(source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, replace(options(), n_slots=2))
+    graph = build_graph(source.spec, source.tensors, replace(options(), n_slots=2))
     program = CpuDevice(1).compile(graph, source)
 
     def final(rows: list[Row]) -> npt.NDArray[np.float32]:
@@ -169,7 +170,7 @@ def test_two_users_in_one_step_get_what_each_gets_alone(source: ModelSource) -> 
 
 
 def test_only_rows_that_want_logits_get_them(source: ModelSource) -> None:
-    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    program = CpuDevice(1).compile(build_graph(source.spec, source.tensors, options()), source)
     everywhere = logits(program)
     program.run(Batch.of([Row(token, 0, p, p in (3, 39)) for p, token in enumerate(TOKENS)]))
     assert np.array_equal(program.buffer("logits", 2), everywhere[[3, 39]])
@@ -203,16 +204,16 @@ def batch_of(rows: list[tuple[int, int]], logit_rows: list[int], temperatures: l
     ],
 )
 def test_batches_that_break_their_promises_are_refused(source: ModelSource, batch: Batch, message: str) -> None:
-    graph = build_llama(source.spec, source.tensors, replace(options(), n_slots=2))
+    graph = build_graph(source.spec, source.tensors, replace(options(), n_slots=2))
     program = CpuDevice(1).compile(graph, source)
     with pytest.raises(DllamaError, match=message):
         program.run(batch)
 
 
 def test_room_for_few_logit_rows_is_room_for_no_more(source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, replace(options(), max_logit_rows=2))
+    graph = build_graph(source.spec, source.tensors, replace(options(), max_logit_rows=2))
     program = CpuDevice(1).compile(graph, source)
-    whole = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    whole = CpuDevice(1).compile(build_graph(source.spec, source.tensors, options()), source)
     rows = [Row(token, 0, p, p in (5, 7)) for p, token in enumerate(TOKENS[:8])]
     for each in (program, whole):
         each.run(Batch.of(rows))
@@ -237,7 +238,7 @@ def test_damaged_weights_are_refused_with_the_place(tmp_path: Path, float_type: 
     path.write_bytes(data)
     damaged = MFile(path)
     with pytest.raises(DllamaError, match=r"row 7 of tensor layers\.1\.down holds NaN or infinity"):
-        CpuDevice(1).compile(build_llama(damaged.spec, damaged.tensors, options()), damaged)
+        CpuDevice(1).compile(build_graph(damaged.spec, damaged.tensors, options()), damaged)
     damaged.close()
 
 
@@ -253,7 +254,7 @@ def test_nan_in_an_embedding_reaches_the_logits(tmp_path: Path) -> None:
     path.write_bytes(data)
     damaged = MFile(path)
     for kernels in _native.kernel_names():
-        program = CpuDevice(1, kernels).compile(build_llama(damaged.spec, damaged.tensors, options()), damaged)
+        program = CpuDevice(1, kernels).compile(build_graph(damaged.spec, damaged.tensors, options()), damaged)
         program.run(Batch.of([Row(9, 0, 0, True)]))
         assert np.isnan(program.buffer("logits", 1)).all()
         assert not np.isfinite(program.buffer("log_sum_exp", 1)).any()
@@ -277,7 +278,7 @@ def test_native_buffers_take_no_array_that_they_would_have_to_copy(array: npt.ND
     ],
 )
 def test_rows_outside_the_graph_are_refused(source: ModelSource, row: Row, message: str) -> None:
-    program = CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source)
+    program = CpuDevice(1).compile(build_graph(source.spec, source.tensors, options()), source)
     with pytest.raises(DllamaError, match=message):
         program.run(Batch.of([row]))
     with pytest.raises(DllamaError, match="1 to 40 rows"):
@@ -296,7 +297,7 @@ def test_device_names_its_kernels_and_refuses_what_it_lacks() -> None:
 
 
 def test_a_missing_or_different_tensor_is_a_sentence(source: ModelSource, tmp_path: Path) -> None:
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     path = tmp_path / "other.m"
     write_random_m(path, **{**SHAPE, "dim": 64}, weight_type=FloatType.Q40, seed=3)
     other = MFile(path)
@@ -307,7 +308,7 @@ def test_a_missing_or_different_tensor_is_a_sentence(source: ModelSource, tmp_pa
 
 def test_progress_ends_at_the_whole(source: ModelSource) -> None:
     calls: list[tuple[int, int]] = []
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     CpuDevice(1).compile(graph, source, lambda done, total: calls.append((done, total)))
     assert calls[-1] == (graph.weight_bytes(), graph.weight_bytes())
     assert calls == sorted(calls)

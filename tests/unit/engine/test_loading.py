@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,7 @@ from gguf import GGMLQuantizationType
 from dllama_gpu.engine.loading import build_graph, generation_seq_len, open_with_tokenizer
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.check import check
-from dllama_gpu.graph.llama import GraphOptions
-from dllama_gpu.model.spec import Architecture
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.tokenizer import gguf_vocabulary
 from tests.support.models import small_spec, write_random_gguf
 from tests.support.tiny import VOCAB_SIZE, write_tiny_gguf, write_tiny_model
@@ -62,19 +60,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_with_both_number
     files = write_tiny_model(tmp_path, n_extra_tokens=31)
     with pytest.raises(DllamaError, match=r"has 289 tokens, but the model .* knows only 288"):
         open_with_tokenizer(files.model, files.tokenizer)
-
-
-def test_an_architecture_without_a_builder_is_refused_by_name(tmp_path: Path) -> None:
-    files = write_tiny_model(tmp_path)
-    with open_with_tokenizer(files.model, files.tokenizer) as model:
-
-        class Qwen:
-            path = files.model
-            spec = replace(model.spec, architecture=Architecture.QWEN3)
-            tensors = model.source.tensors
-
-        with pytest.raises(DllamaError, match=r"architecture qwen3; those that can be run: llama"):
-            build_graph(Qwen(), GraphOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

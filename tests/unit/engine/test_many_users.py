@@ -16,7 +16,7 @@ from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenize
 from dllama_gpu.engine.request import CompletionRequest
 from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.graph.batch import Program
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from tests.support.tiny import write_tiny_model
 from tests.unit.engine.test_engine import PATIENCE, Listener
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.graph import (
     Attention,
@@ -26,7 +27,7 @@ from dllama_gpu.graph.graph import (
     TopCandidates,
     Weight,
 )
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
@@ -44,7 +45,7 @@ def tensors(spec: ModelSpec, float_type: FloatType = FloatType.Q40) -> dict[str,
 
 def graph() -> Graph:
     spec = small_spec()
-    return build_llama(spec, tensors(spec), GraphOptions(max_rows=8, seq_len=32, n_candidates=4))
+    return build_graph(spec, tensors(spec), GraphOptions(max_rows=8, seq_len=32, n_candidates=4))
 
 
 def with_op(kind: type, **changes: Any) -> Callable[[Graph], Graph]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.graph import BufferType, GatedMatmul, Matmul, RmsNorm, Rows
-from dllama_gpu.graph.llama import GraphOptions, build_llama, weight_types
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.rope import rope_frequencies
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
@@ -19,7 +20,7 @@ from tests.unit.graph.test_check import tensors
 
 def test_query_key_and_value_are_one_matmul() -> None:
     spec = small_spec()
-    graph = build_llama(spec, tensors(spec), GraphOptions())
+    graph = build_graph(spec, tensors(spec), GraphOptions())
     fused = next(w for w in graph.weights if w.name == "layers.1.qkv")
     assert (fused.n_rows, fused.n_columns) == (spec.q_dim + 2 * spec.kv_dim, spec.dim)
     assert [part.tensor for part in fused.parts] == ["layers.1.q", "layers.1.k", "layers.1.v"]
@@ -33,7 +34,7 @@ def test_tensors_of_different_formats_stay_apart_and_share_an_f32_input_where_on
     infos = tensors(spec)
     infos["layers.0.v"] = TensorInfo("layers.0.v", infos["layers.0.v"].shape, FloatType.F16)
     infos["layers.1.v"] = TensorInfo("layers.1.v", infos["layers.1.v"].shape, FloatType.Q80)
-    graph = build_llama(spec, infos, GraphOptions(buffer_type=BufferType.Q80))
+    graph = build_graph(spec, infos, GraphOptions(buffer_type=BufferType.Q80))
     matmuls = {op.weight: op for op in graph.steps if isinstance(op, Matmul)}
     assert [matmuls[f"layers.0.{name}"].out_column for name in "qkv"] == [0, spec.q_dim, spec.q_dim + spec.kv_dim]
     assert {matmuls[f"layers.0.{name}"].x for name in "qkv"} == {"normed_f32"}
@@ -42,13 +43,13 @@ def test_tensors_of_different_formats_stay_apart_and_share_an_f32_input_where_on
 
 def test_f32_weights_read_f32_rows_whatever_the_buffer_type() -> None:
     spec = small_spec(weight_type=FloatType.F32)
-    graph = build_llama(spec, tensors(spec, FloatType.F32), GraphOptions(buffer_type=BufferType.Q80))
+    graph = build_graph(spec, tensors(spec, FloatType.F32), GraphOptions(buffer_type=BufferType.Q80))
     assert all(buffer.type is not BufferType.Q80 for buffer in graph.buffers)
 
 
 def test_a_tied_head_is_the_embedding() -> None:
     spec = small_spec(tied_embeddings=True)
-    graph = build_llama(spec, tensors(spec), GraphOptions())
+    graph = build_graph(spec, tensors(spec), GraphOptions())
     last = [op for op in graph.steps if isinstance(op, Matmul)][-1]
     assert last.weight == "embedding"
     assert sum(w.name == "embedding" for w in graph.weights) == 1
@@ -56,7 +57,7 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 def test_only_rows_that_want_logits_reach_the_head() -> None:
     spec = small_spec()
-    graph = build_llama(spec, tensors(spec), GraphOptions())
+    graph = build_graph(spec, tensors(spec), GraphOptions())
     rows = {buffer.name: buffer.rows for buffer in graph.buffers}
     last_norm = [op for op in graph.steps if isinstance(op, RmsNorm)][-1]
     assert rows[last_norm.x] is Rows.ALL
@@ -65,9 +66,9 @@ def test_only_rows_that_want_logits_reach_the_head() -> None:
 
 def test_sizes_in_bytes() -> None:
     spec = small_spec(n_layers=2, n_kv_heads=2, dim=64, n_heads=4)
-    graph = build_llama(spec, tensors(spec), GraphOptions(seq_len=100, n_slots=3))
+    graph = build_graph(spec, tensors(spec), GraphOptions(seq_len=100, n_slots=3))
     assert graph.kv_cache_bytes() == 2 * 2 * 2 * 16 * 100 * 3 * 2
-    assert sum(weight_types(graph).values()) == graph.weight_bytes()
+    assert sum(graph.weight_types().values()) == graph.weight_bytes()
 
 
 def test_frequencies_without_scaling() -> None:

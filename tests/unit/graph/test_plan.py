@@ -9,17 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.graph.division import DoesNotFitError, fill
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions, build_llama
 from dllama_gpu.graph.load import measure
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.plan import ClusterPlan, best_subset, plan
 from dllama_gpu.graph.profile import Link, NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import BLOCK, Shard, Span, head_unit
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.model.spec import Architecture, ModelSpec
+from dllama_gpu.model.spec import ModelSpec
 from tests.support.clusters import Model, everywhere, llama, llama_8b, node
 
 OPTIONS = PlanOptions(seq_len=64, max_rows=8)
@@ -85,7 +86,7 @@ def test_shares_tile_the_model_and_fit_every_memory_or_a_sentence_says_why_not(
         # Then the root alone is too small as well, or another node is too small to take part at all.
         alone = plan(spec, tensors, [replace(nodes[0], memory_bytes=10**12)], everywhere(), OPTIONS)
         empty = Shard(1, 2, Span(0, 0), Span(0, 0), Span(0, 0))
-        bare = measure(build_llama(spec, tensors, GraphOptions(max_rows=8, seq_len=64), empty)).memory_bytes
+        bare = measure(build_graph(spec, tensors, GraphOptions(max_rows=8, seq_len=64), empty)).memory_bytes
         candidates = 8 * 4 * (64 + 64 + 1)  # the root of a cluster keeps its own beside those of all
         root_fits = nodes[0].memory_bytes >= alone.nodes[0].memory_bytes + candidates
         assert not root_fits or any(profile.memory_bytes < bare for profile in nodes[1:])
@@ -116,7 +117,7 @@ def test_memory_is_that_of_the_graphs_which_the_nodes_will_run(
     tensors[last_v] = replace(tensors[last_v], float_type=FloatType.F16)
     options = replace(OPTIONS, buffer_type=buffer_type, n_slots=3, max_logit_rows=2)
     for share in plan(spec, tensors, nodes, everywhere(), options).nodes:
-        graph = build_llama(
+        graph = build_graph(
             spec,
             tensors,
             GraphOptions(max_rows=8, max_logit_rows=2, n_slots=3, seq_len=64, buffer_type=buffer_type),
@@ -286,12 +287,6 @@ def test_what_cannot_be_planned_is_explained(change: dict[str, object], sentence
     arguments: dict[str, object] = {"nodes": [node("a"), node("b", gigabytes=1)], "ratio": None} | change
     with pytest.raises(DllamaError, match=sentence):
         plan(*llama_8b(), arguments["nodes"], everywhere(), PlanOptions(2048, ratio=arguments["ratio"]))  # type: ignore[arg-type]
-
-
-def test_an_architecture_without_a_graph_is_refused() -> None:
-    spec, tensors = llama_8b()
-    with pytest.raises(DllamaError, match="architecture qwen3 cannot be run yet"):
-        plan(replace(spec, architecture=Architecture.QWEN3), tensors, [node("a")], everywhere(), OPTIONS)
 
 
 @pytest.mark.parametrize("figure", ["bytes_per_second", "flops_per_second", "memory_bytes", "op_seconds"])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.graph import BufferType, Graph, TensorSlice
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import Shard, Span, shard_by_ratio, split, whole
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -74,7 +75,7 @@ def test_every_tensor_is_covered_exactly_whatever_the_shape_and_ratio(
     )
     plain = (spec.q_dim % 32, spec.hidden_dim % 32) != (0, 0)  # such a model cannot be quantized
     infos = tensors(spec, FloatType.F32 if plain else FloatType.Q40)
-    graphs = [build_llama(spec, infos, GraphOptions(), shard) for shard in shard_by_ratio(spec, ratio)]
+    graphs = [build_graph(spec, infos, GraphOptions(), shard) for shard in shard_by_ratio(spec, ratio)]
     for graph in graphs:
         check(graph)
     for name in ("layers.0.q", "layers.0.o", "layers.0.gate", "layers.0.up", "layers.0.down", "head"):
@@ -140,7 +141,7 @@ def cluster(source: ModelSource, ratio: Sequence[float], wire: FloatType, buffer
     options = GraphOptions(max_rows=32, seq_len=40, buffer_type=buffer_type, n_candidates=12)
     programs: list[Program] = []
     for shard in shard_by_ratio(source.spec, ratio):
-        programs.append(CpuDevice(1).compile(build_llama(source.spec, source.tensors, options, shard), source))
+        programs.append(CpuDevice(1).compile(build_graph(source.spec, source.tensors, options, shard), source))
     return LocalCluster(programs, wire)
 
 
@@ -167,7 +168,7 @@ def test_f32_nodes_write_the_same_text_as_one_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wire", [FloatType.F32, FloatType.F16, FloatType.Q80])
 def test_nodes_agree_with_one_node(source: ModelSource, wire: FloatType, ratio: list[float]) -> None:
     rows = [Row(token, 0, p, True, 0.7) for p, token in enumerate(TOKENS)]
-    one = NumpyDevice().compile(build_llama(source.spec, source.tensors, GraphOptions(n_candidates=12)), source)
+    one = NumpyDevice().compile(build_graph(source.spec, source.tensors, GraphOptions(n_candidates=12)), source)
     one.run(Batch.of(rows))
     nodes = cluster(source, ratio, wire, BufferType.Q80)
     nodes.run(Batch.of(rows))

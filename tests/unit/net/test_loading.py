@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.graph import Graph
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -48,7 +49,7 @@ def source(tmp_path: Path) -> Iterator[ModelSource]:
 @pytest.fixture
 def graph(source: ModelSource) -> Graph:
     shard = shard_by_ratio(source.spec, [1, 1])[1]
-    return build_llama(source.spec, source.tensors, GraphOptions(seq_len=32), shard)
+    return build_graph(source.spec, source.tensors, GraphOptions(seq_len=32), shard)
 
 
 @pytest.fixture

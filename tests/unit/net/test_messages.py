@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.graph import Graph
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.profile import Link
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
@@ -40,7 +41,7 @@ TENSORS = {info.name: info for info in tensor_layout(SPEC)}
 
 
 def graphs() -> list[Graph]:
-    return [build_llama(SPEC, TENSORS, GraphOptions(seq_len=32), shard) for shard in shard_by_ratio(SPEC, [2, 1, 1])]
+    return [build_graph(SPEC, TENSORS, GraphOptions(seq_len=32), shard) for shard in shard_by_ratio(SPEC, [2, 1, 1])]
 
 
 def as_message(graph: Graph) -> GraphMessage:

@@ -8,9 +8,10 @@ import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.graph import Graph, TensorSlice
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -44,7 +45,7 @@ def source(tmp_path: Path) -> Iterator[ModelSource]:
 
 def graphs(source: ModelSource) -> list[Graph]:
     shards = shard_by_ratio(source.spec, [1, 1])
-    return [build_llama(source.spec, source.tensors, GraphOptions(seq_len=32), shard) for shard in shards]
+    return [build_graph(source.spec, source.tensors, GraphOptions(seq_len=32), shard) for shard in shards]
 
 
 def content(source: ModelSource, piece: WeightSlice, begin: int = 0, chunk_bytes: int = 100) -> bytes:

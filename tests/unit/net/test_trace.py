@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.graph import Exchange, Graph
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.m_format import tensor_layout
 from dllama_gpu.net.chrome_trace import write_trace
@@ -39,7 +40,7 @@ from tests.support.models import small_spec
 
 SPEC = small_spec()
 TENSORS = {info.name: info for info in tensor_layout(SPEC)}
-GRAPH = build_llama(SPEC, TENSORS, GraphOptions(seq_len=32), shard_by_ratio(SPEC, [1, 1])[0])
+GRAPH = build_graph(SPEC, TENSORS, GraphOptions(seq_len=32), shard_by_ratio(SPEC, [1, 1])[0])
 DECODE = Batch.of([Row(1, 0, 3, True)])
 PREFILL = Batch.of([Row(1, 0, 0), Row(2, 0, 1)])
 

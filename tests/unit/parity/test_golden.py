@@ -15,9 +15,10 @@ from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.program import CpuProgram
 from dllama_gpu.cpu.weights import load_weights
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 from dllama_gpu.model.source import ModelSource
 
@@ -36,7 +37,7 @@ def weights(request: pytest.FixtureRequest) -> Iterator[tuple[str, ModelSource]]
 
 def compiled(source: ModelSource, buffer_type: BufferType, n_slots: int = 1) -> CpuProgram:
     options = GraphOptions(max_rows=WINDOW, seq_len=WINDOW, buffer_type=buffer_type, n_slots=n_slots)
-    return CpuDevice().compile(build_llama(source.spec, source.tensors, options), source)
+    return CpuDevice().compile(build_graph(source.spec, source.tensors, options), source)
 
 
 def forced_logits(program: CpuProgram, ids: list[int]) -> npt.NDArray[np.float32]:
@@ -88,7 +89,7 @@ def test_perplexity_agrees(
 
 def test_weights_are_kept_once(smollm2_gguf: Path) -> None:
     source = open_model(smollm2_gguf)
-    graph = build_llama(source.spec, source.tensors, GraphOptions())
+    graph = build_graph(source.spec, source.tensors, GraphOptions())
     loaded = load_weights(graph, source, _native.ThreadPool(1, False))
     source.close()
     stored = sum(tensor.n_bytes for tensor in source.tensors.values() if tensor.n_rows > 1)
