@@ -25,7 +25,7 @@ from dllama_gpu.engine.loading import OpenModel, build_graph
 from dllama_gpu.engine.request import CompletionRequest
 from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.tokenizer.t_file import write_t_file
 from tests.support.models import write_random_m
