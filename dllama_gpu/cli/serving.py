@@ -12,7 +12,6 @@ from dllama_gpu.cli.loading import buffer_type, describe
 from dllama_gpu.cli.serving_programs import ClusterPrograms, LocalPrograms, NodeShare
 from dllama_gpu.engine.engine import Engine, EngineOptions
 from dllama_gpu.engine.loading import OpenModel, build_graph
-from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.graph.options import GraphOptions
 
 

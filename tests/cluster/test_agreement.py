@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.graph.graph import BufferType
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.open import open_model
@@ -45,7 +46,7 @@ def nodes(
     algorithm: Algorithm = DIRECT,
 ) -> Iterator[Nodes]:
     options = GraphOptions(max_rows=WINDOW, seq_len=WINDOW, buffer_type=buffer_type)
-    graphs = [build_llama(source.spec, source.tensors, options, shard) for shard in shard_by_ratio(source.spec, ratio)]
+    graphs = [build_graph(source.spec, source.tensors, options, shard) for shard in shard_by_ratio(source.spec, ratio)]
     programs = [CpuDevice(1).compile(graph, source) for graph in graphs]
     if len(programs) == 1:
         yield LocalCluster(programs)
