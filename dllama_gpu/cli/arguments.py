@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -101,12 +102,22 @@ def add_model_arguments(parser: Parser) -> None:
     )
 
 
+def add_device_argument(group: argparse._ArgumentGroup) -> None:
+    """Declares --device."""
+    group.add_argument(
+        "--device",
+        type=_device_name,
+        default="auto",
+        metavar="DEVICE",
+        help="where to compute: cpu, vulkan, or vulkan:N for the GPU of that number in `dllama-gpu devices` (default: "
+        "auto, a GPU if there is one, else the CPU)",
+    )
+
+
 def add_device_arguments(parser: Parser) -> None:
     """Declares what decides where and how the model is computed."""
     group = parser.add_argument_group("computation")
-    group.add_argument(
-        "--device", choices=("auto", "cpu"), default="auto", help="where to compute (default: the best there is)"
-    )
+    add_device_argument(group)
     group.add_argument(
         "--nthreads",
         type=whole_number(1),
@@ -126,3 +137,10 @@ def add_device_arguments(parser: Parser) -> None:
         help="number format of activations that meet quantized weights and of what nodes send each other: q80 is fast, "
         "f32 exact, f16 as exact on a node and half as much to send (default: q80)",
     )
+
+
+def _device_name(text: str) -> str:
+    name = text.lower()
+    if name not in ("auto", "cpu", "vulkan") and not re.fullmatch(r"vulkan:[0-9]{1,3}", name, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; it must be auto, cpu, vulkan or vulkan:N")
+    return name

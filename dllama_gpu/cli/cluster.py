@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.cluster_options import AUTO
+from dllama_gpu.cli.device_choice import free_memory
 from dllama_gpu.cli.display import blank_line, note, progress, size_text
 from dllama_gpu.cli.trace import save_trace
 from dllama_gpu.cli.workers import usable_workers
 from dllama_gpu.engine.loading import build_graph
-from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.advice import consult
 from dllama_gpu.graph.batch import Device, Program
@@ -64,7 +64,7 @@ def _addresses(options: Options, *, has_key: bool) -> list[str]:
 def measured_nodes(source: ModelSource, device: Device, options: Options, cluster: Cluster) -> list[NodeProfile]:
     """All nodes for the planner by rank; this one is measured here and now, while the workers have nothing to do."""
     weight_type = source.spec.weight_type
-    memory = options.max_memory or available_memory() or _PLENTY
+    memory = options.max_memory or free_memory(device) or _PLENTY
     return cluster.profiles(measure_speed(device, weight_type), memory, weight_type)
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options, UsageError
+from dllama_gpu.cli.device_choice import choose_device, free_memory
 from dllama_gpu.cli.display import note, size_text
-from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenizer
-from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import BufferType, Graph
 from dllama_gpu.graph.options import GraphOptions
@@ -41,7 +40,7 @@ def make_device(options: Options, program: str) -> Device:
         raise UsageError(
             f"--nthreads must be from 1 to {limit}, the processors available here, not {options.nthreads}", program
         )
-    return CpuDevice(options.nthreads, pin=options.pin_threads)
+    return choose_device(options.device).open(options)
 
 
 def open_chosen_model(options: Options) -> OpenModel:
@@ -98,7 +97,7 @@ def describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> 
     note("device", device.name)
     if isinstance(model.source, GgufFile | ReweightedSource) and model.source.converted_types:
         note("converting", _conversion(model.source))
-    needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), available_memory()
+    needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), free_memory(device)
     if alone and available is not None and needed > available:
         note(
             "warning",

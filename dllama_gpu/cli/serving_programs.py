@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.cluster import connect, measured_nodes, note_sent, note_shares, plan_options, shares
 from dllama_gpu.cli.cluster_options import AUTO
+from dllama_gpu.cli.device_choice import free_memory
 from dllama_gpu.cli.display import note, progress
 from dllama_gpu.cli.loading import make_device
 from dllama_gpu.engine.loading import build_graph
-from dllama_gpu.engine.machine import available_memory
 from dllama_gpu.engine.rejoin import Rejoin
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, LoadProgress, Program
@@ -151,7 +151,7 @@ class ClusterPrograms:
             if not any(left):
                 raise DllamaError("the nodes that are left have no share by --ratio")
             return shard_by_ratio(spec, left)
-        memory = self._options.max_memory or available_memory()
+        memory = self._options.max_memory or free_memory(self.device)
         nodes = [self._profiles[ROOT]]
         if memory is not None:
             nodes[0] = replace(nodes[0], memory_bytes=memory)
@@ -198,7 +198,7 @@ def _node_shares(cluster: Cluster | None, graphs: Sequence[Graph], device: Devic
                 share=graph.weight_bytes() / total,
                 weight_bytes=graph.weight_bytes(),
                 kv_cache_bytes=graph.kv_cache_bytes(),
-                memory_bytes=available_memory() if worker is None else worker.report.memory,
+                memory_bytes=free_memory(device) if worker is None else worker.report.memory,
             )
         )
     return tuple(nodes)

@@ -10,12 +10,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import dllama_gpu
-from dllama_gpu.cli.arguments import Options, Parser, UsageError, whole_number
+from dllama_gpu.cli.arguments import Options, Parser, UsageError, add_device_argument, whole_number
 from dllama_gpu.cli.cluster_options import byte_size
 from dllama_gpu.cli.display import note, size_text
 from dllama_gpu.cli.failures import SUCCESS
 
 if TYPE_CHECKING:
+    from dllama_gpu.graph.batch import Device
     from dllama_gpu.net.addresses import Address
     from dllama_gpu.net.announcement import Announcement
     from dllama_gpu.net.session import Node
@@ -57,6 +58,7 @@ def add_arguments(parser: Parser) -> None:
         help="be found by address alone; without it `dllama-gpu workers` and --workers auto find this worker too",
     )
     computation = parser.add_argument_group("computation")
+    add_device_argument(computation)
     computation.add_argument(
         "--nthreads",
         type=whole_number(1),
@@ -87,8 +89,8 @@ def run(options: Options) -> int:
     if options.no_cache and (options.cache_dir is not None or options.cache_size is not None):
         raise UsageError("--no-cache leaves nothing for --cache-dir and --cache-size to say", PROGRAM)
 
-    from dllama_gpu.cpu.device import CpuDevice
-    from dllama_gpu.engine.machine import available_memory, cpu_name
+    from dllama_gpu.cli.device_choice import choose_device
+    from dllama_gpu.engine.machine import cpu_name
     from dllama_gpu.net.addresses import Address
     from dllama_gpu.net.key import read_key
     from dllama_gpu.net.session import Node
@@ -99,14 +101,16 @@ def run(options: Options) -> int:
     folder = None if options.no_cache else options.cache_dir or default_folder()
     limit = options.cache_size or DEFAULT_LIMIT
 
-    def make_device() -> CpuDevice:
-        return CpuDevice(options.nthreads, pin=options.pin_threads)
+    choice = choose_device(options.device)
+
+    def make_device() -> Device:
+        return choice.open(options)
 
     def make_store() -> SliceStore:
         return SliceStore(folder, limit, warn=lambda text: note("warning", text))
 
     def memory() -> int | None:
-        return options.max_memory or available_memory()
+        return options.max_memory or choice.free_memory()
 
     node = Node(
         make_device=make_device,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
     from dllama_gpu.vulkan import _native
+    from dllama_gpu.vulkan.device import VulkanDevice
+    from dllama_gpu.vulkan.limits import Tier
 
 
 def _missing(reason: str) -> NoReturn:
@@ -51,3 +53,42 @@ def native_device(validated_device: _native.Device) -> Iterator[_native.Device]:
     before = len(validated_device.validation_messages())
     yield validated_device
     assert validated_device.validation_messages()[before:] == []
+
+
+@pytest.fixture(scope="session")
+def validated_devices(
+    device_index: int, validated_device: _native.Device
+) -> Iterator[Callable[[Tier | None], VulkanDevice]]:
+    """A device for each tier, made when it is first wanted and under validation."""
+    from dllama_gpu.vulkan.device import VulkanDevice
+    from dllama_gpu.vulkan.tiers import best_tier, missing_for
+
+    devices: dict[Tier, VulkanDevice] = {}
+
+    def device(tier: Tier | None = None) -> VulkanDevice:
+        tier = best_tier(validated_device.info) if tier is None else tier
+        if tier > best_tier(validated_device.info):
+            pytest.skip(f"{validated_device.info.name} has no {missing_for(tier, validated_device.info)}")
+        if tier not in devices:
+            devices[tier] = VulkanDevice(device_index, tier=tier, validation=True)
+        return devices[tier]
+
+    yield device
+    devices.clear()
+
+
+@pytest.fixture
+def vulkan_device(
+    validated_devices: Callable[[Tier | None], VulkanDevice],
+) -> Iterator[Callable[[Tier | None], VulkanDevice]]:
+    """Devices by tier (None: the best); the test fails for every message of the validation layers."""
+    used: list[tuple[VulkanDevice, int]] = []
+
+    def device(tier: Tier | None = None) -> VulkanDevice:
+        found = validated_devices(tier)
+        used.append((found, len(found.gpu.native.validation_messages())))
+        return found
+
+    yield device
+    for found, before in used:
+        assert found.gpu.native.validation_messages()[before:] == []

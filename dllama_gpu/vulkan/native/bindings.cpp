@@ -171,6 +171,7 @@ PYBIND11_MODULE(_native, module) {
       .def("barrier", &Recording::barrier)
       .def("host_barrier", &Recording::host_barrier)
       .def("copy", &Recording::copy, "source"_a, "source_offset"_a, "target"_a, "target_offset"_a, "n_bytes"_a)
+      .def("clear", &Recording::clear, "buffer"_a, "offset"_a, "n_bytes"_a)
       .def("timestamp", &Recording::timestamp)
       .def("finish", &Recording::finish)
       .def("run", &Recording::run, "timeout_seconds"_a, py::call_guard<py::gil_scoped_release>())

@@ -152,6 +152,7 @@ void read_features(const Known& known, const FeatureChain& chain, Features& feat
   features.full_subgroups = chain.size_control.computeFullSubgroups;
   features.integer_dot_product = chain.dot_product.shaderIntegerDotProduct;
   features.vulkan_memory_model = chain.memory_model.vulkanMemoryModel;
+  features.vulkan_memory_model_device_scope = chain.memory_model.vulkanMemoryModelDeviceScope;
 #ifdef VK_KHR_cooperative_matrix
   features.cooperative_matrix = chain.matrices.cooperativeMatrix && features.vulkan_memory_model;
 #endif
@@ -267,7 +268,10 @@ vk::Device make_device(const Instance& instance, const vk::PhysicalDevice& devic
   wanted.storage_8bit.storageBuffer8BitAccess = info.features.storage_8bit;
   wanted.float16_int8.shaderFloat16 = info.features.float16;
   wanted.float16_int8.shaderInt8 = info.features.int8;
-  wanted.memory_model.vulkanMemoryModel = info.features.vulkan_memory_model;
+  // Only what cooperative matrices need: shaders of another memory model may not use atomics of the whole device with it.
+  wanted.memory_model.vulkanMemoryModel = info.features.cooperative_matrix;
+  wanted.memory_model.vulkanMemoryModelDeviceScope =
+      info.features.cooperative_matrix && info.features.vulkan_memory_model_device_scope;
   wanted.size_control.subgroupSizeControl = info.features.subgroup_size_control;
   wanted.size_control.computeFullSubgroups = info.features.full_subgroups;
   wanted.dot_product.shaderIntegerDotProduct = info.features.integer_dot_product;

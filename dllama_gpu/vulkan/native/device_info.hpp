@@ -55,6 +55,7 @@ struct Features {
   bool integer_dot_product = false;
   bool integer_dot_product_accelerated = false;  // signed 4 x 8 bits, packed
   bool vulkan_memory_model = false;
+  bool vulkan_memory_model_device_scope = false;
   bool cooperative_matrix = false;
   bool memory_budget = false;
 };

@@ -132,6 +132,14 @@ void Recording::copy(const std::shared_ptr<Buffer>& source, uint64_t source_offs
       }));
 }
 
+void Recording::clear(const std::shared_ptr<Buffer>& buffer, uint64_t offset, uint64_t n_bytes) {
+  check_range(*buffer, offset, n_bytes, 4);
+  if (n_bytes % 4) throw VulkanError("whole words are cleared, not " + std::to_string(n_bytes) + " bytes");
+  record(std::make_shared<Commands>([buffer, offset, n_bytes](const vk::CommandBuffer& commands) {
+    commands.fillBuffer(buffer->handle(), offset, n_bytes, 0);
+  }));
+}
+
 void Recording::timestamp() {
   if (n_stamped_ == n_timestamps_) throw VulkanError("more timestamps than the recording was made for");
   const uint32_t index = n_stamped_++;

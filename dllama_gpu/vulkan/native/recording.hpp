@@ -42,6 +42,8 @@ class Recording {
   void host_barrier();
   void copy(const std::shared_ptr<Buffer>& source, uint64_t source_offset, const std::shared_ptr<Buffer>& target,
             uint64_t target_offset, uint64_t n_bytes);
+  // Zeros; offset and size in whole words.
+  void clear(const std::shared_ptr<Buffer>& buffer, uint64_t offset, uint64_t n_bytes);
   void timestamp();
   void finish();
 

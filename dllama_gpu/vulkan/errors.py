@@ -1,0 +1,27 @@
+"""Failures of GPUs as sentences. Knows nothing of the native module, which may not have been built."""
+
+from __future__ import annotations
+
+import sys
+
+from dllama_gpu.errors import DllamaError
+
+
+class GpuError(DllamaError):
+    """A GPU failed, or cannot be had."""
+
+
+class NoGpuError(GpuError):
+    """This system offers none."""
+
+
+def driver_advice() -> str:
+    """How a person gets a Vulkan driver on this system."""
+    if sys.platform == "win32":
+        return "install the graphics card's driver, which brings Vulkan"
+    if sys.platform == "darwin":
+        return "run `brew install vulkan-loader molten-vk`"
+    return (
+        "install the driver's package: mesa-vulkan-drivers for AMD, Intel and Raspberry Pi (vulkan-radeon or "
+        "vulkan-intel on Arch), for NVIDIA its own driver"
+    )

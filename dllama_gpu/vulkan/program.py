@@ -1,0 +1,100 @@
+"""A graph as recorded work for a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch, ExchangeHandler
+from dllama_gpu.graph.graph import Graph
+from dllama_gpu.vulkan import _native
+from dllama_gpu.vulkan.dispatch import Dispatch
+from dllama_gpu.vulkan.failures import explained
+from dllama_gpu.vulkan.gpu import Gpu
+from dllama_gpu.vulkan.memory import ProgramMemory
+from dllama_gpu.vulkan.plan import STEP, ProgramPlan
+from dllama_gpu.vulkan.step import write_step
+
+_SECONDS = 120.0  # that a segment may take
+_SECONDS_ON_A_PROCESSOR = 1800.0
+
+_RecordingKey = tuple[int, int, int]
+"""Segment, rows, rows that want logits."""
+
+
+class VulkanProgram:
+    """A compiled graph; see `dllama_gpu.graph.batch.Program`.
+
+    A segment is recorded when a number of rows first needs it, and replayed from then on: what changes from step to
+    step lies in the step buffer, which the shaders read.
+    """
+
+    def __init__(self, gpu: Gpu, plan: ProgramPlan, memory: ProgramMemory) -> None:
+        self._gpu = gpu
+        self._plan = plan
+        self._memory = memory
+        self._segments = plan.graph.segments()
+        self._declared = {buffer.name: buffer for buffer in plan.graph.buffers}
+        self._step = memory.views[STEP].view(np.uint32)
+        self._recordings: dict[_RecordingKey, _native.Recording | None] = {}
+        self._seconds = _SECONDS_ON_A_PROCESSOR if gpu.info.type == "cpu" else _SECONDS
+
+    @property
+    def graph(self) -> Graph:
+        """What was compiled."""
+        return self._plan.graph
+
+    def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
+        """Computes one step; see `dllama_gpu.graph.batch.Program.run`. Raises GpuError when the GPU fails."""
+        batch.check(self.graph)
+        rows, logit_rows = self._plan.buckets(len(batch.tokens), len(batch.logit_rows))
+        recordings = [self._recording((number, rows, logit_rows)) for number in range(len(self._segments))]
+        self._gpu.keep_kernels()
+        write_step(batch, self._step)
+        for recording, (_, wanted) in zip(recordings, self._segments, strict=True):
+            if recording is not None:
+                with explained(self._gpu.label, "a step was computed"):
+                    recording.run(self._seconds)
+            if wanted is not None:
+                if exchange is None:
+                    raise DllamaError("this graph is one node's share of a model; it runs only within a cluster")
+                exchange(wanted, batch)
+
+    def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        """See `dllama_gpu.graph.batch.Program.buffer`; a copy also for buffers that no exchange and no sampler reads.
+
+        Raises ValueError for an unknown name or too many rows.
+        """
+        if name not in self._declared or not 0 <= n_rows <= self.graph.rows_of(self._declared[name]):
+            raise ValueError(f"this program has no {n_rows} rows of a buffer {name}")
+        return self._plan.read(name, n_rows, self._memory.read(name))
+
+    def work_of(self, n_rows: int, n_logit_rows: int) -> tuple[int, int, int]:
+        """Dispatches, barriers and submits of a step with so many rows."""
+        rows, logit_rows = self._plan.buckets(n_rows, n_logit_rows)
+        found = [self._recording((number, rows, logit_rows)) for number in range(len(self._segments))]
+        submits = [recording for recording in found if recording is not None]
+        return sum(r.n_dispatches for r in submits), sum(r.n_barriers for r in submits), len(submits)
+
+    def _recording(self, key: _RecordingKey) -> _native.Recording | None:
+        if key not in self._recordings:
+            work = self._plan.segment(*key)
+            with explained(self._gpu.label, "work was recorded"):
+                self._recordings[key] = self._record(work) if work else None
+        return self._recordings[key]
+
+    def _record(self, work: tuple[Any, ...]) -> _native.Recording:
+        recording = self._gpu.native.recording()
+        buffers = self._memory.buffers
+        for item in work:
+            if isinstance(item, Dispatch):
+                bindings = [(buffers[b.allocation], b.offset, b.n_bytes) for b in item.bindings]
+                recording.dispatch(self._gpu.kernel(item), bindings, item.push, item.grid)
+            else:
+                recording.barrier()
+        recording.host_barrier()
+        recording.finish()
+        return recording
