@@ -19,7 +19,7 @@ from dllama_gpu.engine.loading import build_graph
 from dllama_gpu.engine.perplexity import measure_perplexity
 from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.graph.options import GraphOptions
-from dllama_gpu.model.convert import convert_gguf_to_m
+from dllama_gpu.model.convert import convert_to_m
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.open import open_model
 from dllama_gpu.model.source import ModelSource
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for method in _METHODS:
             path = Path(folder) / f"{method}.m"
-            convert_gguf_to_m(source, path, FloatType.Q40, method)
+            convert_to_m(source, path, FloatType.Q40, method)
             converted = open_model(path)
             print(f"{'q40 ' + method:<12} {perplexity(converted, ids):.3f}")
             converted.close()

@@ -25,7 +25,8 @@ _COMMANDS = {
     "worker": "lend this machine to a root elsewhere",
     "workers": "list the workers on this network",
     "plan": "say what a cluster would do with a model before anything is loaded",
-    "convert": "turn a GGUF file into .m and .t files",
+    "convert": "turn models of other formats into .m and .t files",
+    "inspect": "show what a model or tokenizer file holds",
 }
 
 

@@ -20,13 +20,13 @@ _PIECE_ELEMENTS = 1 << 22  # the pieces' numbers, 16 MiB as float32, bound the m
 
 
 def converted_size(source: ModelSource, out_path: Path, weight_type: FloatType) -> int:
-    """Bytes of the tensors that `convert_gguf_to_m` writes. Raises DllamaError when the format cannot express them."""
+    """Bytes of the tensors that `convert_to_m` writes. Raises DllamaError when the format cannot express them."""
     spec = replace(source.spec, weight_type=weight_type, tied_embeddings=False)
     m_format.header_from_spec(spec, out_path)
     return m_format.tensors_size(spec)
 
 
-def convert_gguf_to_m(
+def convert_to_m(
     source: ModelSource,
     out_path: Path,
     weight_type: FloatType = FloatType.Q40,
@@ -42,7 +42,7 @@ def convert_gguf_to_m(
     Raises DllamaError when the format cannot express the model, when a tensor holds numbers that cannot be encoded, and
     when the disk refuses.
     """
-    if out_path.exists() and out_path.samefile(source.path):
+    if out_path.exists() and source.path.exists() and out_path.samefile(source.path):
         raise DllamaError(f"{out_path} is the model to convert itself; give another name for the result")
     with MFileWriter(out_path, replace(source.spec, weight_type=weight_type)) as writer:
         total = sum(info.n_bytes for info in writer.tensors.values())

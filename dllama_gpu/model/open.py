@@ -10,7 +10,8 @@ from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.model import m_format
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
-from dllama_gpu.model.hf_folder import HfFolder
+from dllama_gpu.model.hf_folder import HfFolder, is_hf_folder
+from dllama_gpu.model.llama_folder import PARAMS, LlamaFolder
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.model.reweighted import ReweightedSource
 from dllama_gpu.model.source import ModelSource
@@ -24,15 +25,15 @@ FOLDER_WEIGHTS = FloatType.Q80
 
 
 def open_model(path: Path, weights: FloatType | None = None) -> ModelSource:
-    """Opens a `.gguf` or `.m` file, recognised by its first bytes, or a Hugging Face folder.
+    """Opens a `.gguf` or `.m` file, recognised by its first bytes, or a folder of Hugging Face or Meta.
 
     With `weights` the matrices become that number format as they are read. By default files keep theirs, and those of
     a folder become `FOLDER_WEIGHTS`.
 
     Raises DllamaError when the model is missing, damaged, of another kind, not supported, or cannot become `weights`.
     """
-    source = HfFolder(path) if path.is_dir() else _open_file(path)
-    if weights is None and isinstance(source, HfFolder):
+    source = open_stored(path)
+    if weights is None and isinstance(source, HfFolder | LlamaFolder):
         weights = FOLDER_WEIGHTS
     if weights is None:
         return source
@@ -41,6 +42,13 @@ def open_model(path: Path, weights: FloatType | None = None) -> ModelSource:
     except DllamaError:
         source.close()
         raise
+
+
+def open_stored(path: Path) -> ModelSource:
+    """As `open_model`, but with every matrix in the number format that is stored."""
+    if not path.is_dir():
+        return _open_file(path)
+    return LlamaFolder(path) if (path / PARAMS).is_file() and not is_hf_folder(path) else HfFolder(path)
 
 
 def _open_file(path: Path) -> ModelSource:

@@ -27,7 +27,12 @@ from tests.unit.cli.conftest import Run
         (["perplexity", "--model", "x"], "the following arguments are required: --file"),
         (["devices", "all"], "unknown argument 'all'"),
         (["convert", "safetensors", "a", "b", "c"], "format: invalid choice: 'safetensors'"),
-        (["convert", "gguf", "a.gguf", "b.m"], "the following arguments are required: OUT.t"),
+        (["convert", "gguf", "a.gguf"], "one or two files to write are wanted, OUT.m and OUT.t, not 0"),
+        (
+            ["convert", "hf", "a", "b.m", "c.t", "-o", "d"],
+            "one or two files to write are wanted, OUT.m and OUT.t, not 3",
+        ),
+        (["convert", "tokenizer", "a", "b.t", "c.t"], "one file to write is wanted, OUT.t, not 2"),
         (["convert", "gguf", "a.gguf", "b", "./b"], "model and tokenizer cannot both be written to b"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.model.codecs import QuantizationMethod, dequantize, quantize
-from dllama_gpu.model.convert import convert_gguf_to_m
+from dllama_gpu.model.convert import convert_to_m
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.m_file import MFile
@@ -40,7 +40,7 @@ def test_every_tensor_is_encoded_in_its_type(
     tmp_path: Path, weight_type: FloatType, method: QuantizationMethod
 ) -> None:
     source = _gguf(tmp_path / "in.gguf")
-    convert_gguf_to_m(source, tmp_path / "out.m", weight_type, method)
+    convert_to_m(source, tmp_path / "out.m", weight_type, method)
     result = MFile(tmp_path / "out.m")
     assert result.spec == replace(source.spec, weight_type=weight_type)
     for name, info in result.tensors.items():
@@ -52,7 +52,7 @@ def test_every_tensor_is_encoded_in_its_type(
 
 def test_tied_embeddings_are_stored_again_as_the_head(tmp_path: Path) -> None:
     source = _gguf(tmp_path / "in.gguf", tied_embeddings=True)
-    convert_gguf_to_m(source, tmp_path / "out.m", FloatType.Q80)
+    convert_to_m(source, tmp_path / "out.m", FloatType.Q80)
     result = MFile(tmp_path / "out.m")
     assert not result.spec.tied_embeddings
     embedding = dequantize(source.read("embedding"), FloatType.F32)
@@ -63,7 +63,7 @@ def test_tied_embeddings_are_stored_again_as_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ggml_type", "weight_type"), [("Q4_0", FloatType.Q40), ("Q8_0", FloatType.Q80)])
 def test_blocks_of_the_right_type_are_copied_unchanged(tmp_path: Path, ggml_type: str, weight_type: FloatType) -> None:
     source = _gguf(tmp_path / "in.gguf", ggml_type)
-    convert_gguf_to_m(source, tmp_path / "out.m", weight_type, "search")
+    convert_to_m(source, tmp_path / "out.m", weight_type, "search")
     result = MFile(tmp_path / "out.m")
     for name, info in result.tensors.items():
         if info.float_type is weight_type:
@@ -75,7 +75,7 @@ def test_blocks_of_the_right_type_are_copied_unchanged(tmp_path: Path, ggml_type
 def test_progress_rises_to_the_total(tmp_path: Path) -> None:
     source = _gguf(tmp_path / "in.gguf")
     calls: list[tuple[int, int]] = []
-    convert_gguf_to_m(source, tmp_path / "out.m", progress=lambda done, total: calls.append((done, total)))
+    convert_to_m(source, tmp_path / "out.m", progress=lambda done, total: calls.append((done, total)))
     result = MFile(tmp_path / "out.m")
     total = sum(info.n_bytes for info in result.tensors.values())
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
@@ -93,15 +93,15 @@ def test_progress_rises_to_the_total(tmp_path: Path) -> None:
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     source = _gguf(tmp_path / "in.gguf", **changes)
     with pytest.raises(DllamaError, match=message):
-        convert_gguf_to_m(source, tmp_path / "out.m")
+        convert_to_m(source, tmp_path / "out.m")
     assert not (tmp_path / "out.m").exists()
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
     source = _gguf(tmp_path / "in.gguf", dim=48, n_heads=2, n_kv_heads=1)
     with pytest.raises(DllamaError, match="dim is 48, but a multiple of 32"):
-        convert_gguf_to_m(source, tmp_path / "out.m", FloatType.Q40)
-    convert_gguf_to_m(source, tmp_path / "out.m", FloatType.F32)
+        convert_to_m(source, tmp_path / "out.m", FloatType.Q40)
+    convert_to_m(source, tmp_path / "out.m", FloatType.F32)
     assert MFile(tmp_path / "out.m").spec == source.spec
 
 
@@ -109,7 +109,7 @@ def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
     source = _gguf(tmp_path / "in.gguf")
     before = source.path.read_bytes()
     with pytest.raises(DllamaError, match="is the model to convert itself"):
-        convert_gguf_to_m(source, tmp_path / "." / "in.gguf")
+        convert_to_m(source, tmp_path / "." / "in.gguf")
     assert source.path.read_bytes() == before
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_tensor_is_named_and_no_file_is_left(tmp_path: Path) -> None:
         file.write(np.float32(np.nan).tobytes())
     source = GgufFile(tmp_path / "in.gguf")
     with pytest.raises(DllamaError, match=r"the tensor layers\.1\.up, from row 0 on: row 3 holds nan at column 0"):
-        convert_gguf_to_m(source, tmp_path / "out.m")
+        convert_to_m(source, tmp_path / "out.m")
     assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
         file.seek(tensor.data_offset + 34 * 2 * 5)  # rows of 64 are two blocks of 34 bytes
         file.write(np.float16(np.inf).tobytes() + bytes([0]))
     with pytest.raises(DllamaError, match=r"the tensor layers\.0\.k, from row 0 on: row 5 holds nan at column 0"):
-        convert_gguf_to_m(GgufFile(tmp_path / "in.gguf"), tmp_path / "out.m", FloatType.Q40)
+        convert_to_m(GgufFile(tmp_path / "in.gguf"), tmp_path / "out.m", FloatType.Q40)
 
 
 def test_default_model_in_plain_q40_has_its_shape(smollm2_q40_m: Path, smollm2_gguf: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.model.convert import convert_gguf_to_m
+from dllama_gpu.model.convert import convert_to_m
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.m_file import MFile
@@ -49,7 +49,7 @@ def test_a_sound_conversion_has_the_error_of_its_number_format(
     tmp_path: Path, source: GgufFile, weight_type: FloatType, lowest: float, highest: float
 ) -> None:
     out = tmp_path / "out.m"
-    convert_gguf_to_m(source, out, weight_type)
+    convert_to_m(source, out, weight_type)
     told: list[tuple[int, int]] = []
     error = verify_m(out, source, weight_type, lambda done, total: told.append((done, total)))
     assert lowest <= error <= highest
@@ -63,7 +63,7 @@ def test_a_few_damaged_rows_are_named(
     tmp_path: Path, source: GgufFile, weight_type: FloatType, place: float, damage: bytes
 ) -> None:
     out = tmp_path / "out.m"
-    convert_gguf_to_m(source, out, weight_type)
+    convert_to_m(source, out, weight_type)
     data = bytearray(out.read_bytes())
     at = int(place * len(data)) - 300
     data[at : at + 300] = damage
@@ -74,7 +74,7 @@ def test_a_few_damaged_rows_are_named(
 
 def test_another_header_is_seen(tmp_path: Path, source: GgufFile) -> None:
     out = tmp_path / "out.m"
-    convert_gguf_to_m(source, out, FloatType.Q80)
+    convert_to_m(source, out, FloatType.Q80)
     data = out.read_bytes()
     key = data.index((10).to_bytes(4, "little"), 8)  # max_seq_len
     out.write_bytes(data[: key + 4] + (31).to_bytes(4, "little") + data[key + 8 :])
