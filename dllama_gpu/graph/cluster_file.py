@@ -3,6 +3,7 @@
 ```toml
 [link]                # every node's cable to the switch, unless the node says otherwise
 latency = "0.3ms"     # of a small message from one node to another
+jitter = "0.05ms"     # how much later it comes on average (default 0)
 bandwidth = "1Gb/s"
 
 [[node]]              # the first is the root
@@ -44,10 +45,11 @@ _UNITS: dict[str, dict[str, float]] = {
     "prefill": _FLOPS,
     "op_time": _SECONDS,
     "latency": _SECONDS,
+    "jitter": _SECONDS,
     "bandwidth": {**_BITS_PER_SECOND, **_BYTES_PER_SECOND},
 }
 _NODE_KEYS = ("name", *_UNITS)
-_LINK_KEYS = ("latency", "bandwidth")
+_LINK_KEYS = ("latency", "jitter", "bandwidth")
 _DEFAULT_OP_TIME = "5us"
 
 
@@ -61,7 +63,7 @@ class DescribedCluster:
     def link(self, first: str, second: str) -> Link:
         """The link between two nodes, given by name."""
         ends = (self.cables[first], self.cables[second])
-        return Link(max(end.latency_seconds for end in ends), min(end.bytes_per_second for end in ends))
+        return Link.worst_of(ends)
 
 
 def read_cluster_file(path: Path) -> DescribedCluster:
@@ -122,7 +124,8 @@ def _node(name: str, table: Mapping[str, Any]) -> NodeProfile:
 
 def _cable(name: str, table: Mapping[str, Any]) -> Link:
     where = f"node {name} (or [link])"
-    return Link(_quantity(table, "latency", where), _quantity(table, "bandwidth", where))
+    latency, bandwidth = (_quantity(table, key, where) for key in ("latency", "bandwidth"))
+    return Link(latency, bandwidth, _quantity({"jitter": "0s", **table}, "jitter", where))
 
 
 def _quantity(table: Mapping[str, Any], key: str, where: str) -> float:
@@ -148,6 +151,7 @@ _EXAMPLES = {
     "prefill": "60GFLOPS",
     "op_time": _DEFAULT_OP_TIME,
     "latency": "0.3ms",
+    "jitter": "0.05ms",
     "bandwidth": "1Gb/s",
 }
 

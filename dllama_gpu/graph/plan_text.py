@@ -33,11 +33,11 @@ def measurements(nodes: Sequence[NodeProfile], links: LinkBetween) -> str:
     for node in nodes:
         speeds = (f"{node.bytes_per_second / 1e9:.2f} GB/s", f"{node.flops_per_second / 1e9:.1f} GFLOPS")
         rows.append([node.name, *speeds, f"{1e6 * node.op_seconds:.1f} us"])
-    ways = [["link", "latency", "bandwidth"]]
+    ways = [["link", "latency", "jitter", "bandwidth"]]
     for first, second in itertools.combinations([node.name for node in nodes], 2):
         link = links(first, second)
-        latency, bandwidth = f"{1e3 * link.latency_seconds:.3f} ms", f"{link.bytes_per_second / 1e6:.0f} MB/s"
-        ways.append([f"{first} - {second}", latency, bandwidth])
+        latency, jitter = (f"{1e3 * seconds:.3f} ms" for seconds in (link.latency_seconds, link.jitter_seconds))
+        ways.append([f"{first} - {second}", latency, jitter, f"{link.bytes_per_second / 1e6:.0f} MB/s"])
     return f"{_table(rows)}\n\n{_table(ways)}"
 
 

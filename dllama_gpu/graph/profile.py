@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dllama_gpu.errors import DllamaError
@@ -41,13 +41,24 @@ class Link:
     """The way between two nodes, the same in both directions. Raises DllamaError for impossible figures."""
 
     latency_seconds: float
-    """From the sending of a small message to its arrival: half a round trip."""
+    """From the sending of a small message to its arrival at the best: half a round trip."""
     bytes_per_second: float
+    jitter_seconds: float = 0.0
+    """How much later a message comes on average; taken for the mean of an exponential distribution."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.latency_seconds <= _LONGEST, "the latency of a link", self.latency_seconds, "0 to 3600 s")
+        _require(0 <= self.jitter_seconds <= _LONGEST, "the jitter of a link", self.jitter_seconds, "0 to 3600 s")
         possible = _SLOWEST <= self.bytes_per_second <= _FASTEST
         _require(possible, "the bandwidth of a link", self.bytes_per_second, "from 1 to 1e18 bytes/s")
+
+    @classmethod
+    def worst_of(cls, links: Iterable[Link]) -> Link:
+        """The worst figures of several."""
+        latencies, bandwidths, jitters = zip(
+            *((link.latency_seconds, link.bytes_per_second, link.jitter_seconds) for link in links), strict=True
+        )
+        return cls(max(latencies), min(bandwidths), max(jitters))
 
 
 LinkBetween = Callable[[str, str], Link]

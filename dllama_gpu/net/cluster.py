@@ -214,7 +214,7 @@ class Cluster:
         used = [link for ends, link in self.links.items() if ends <= set(names)]
         if not used:
             return None
-        return Link(max(link.latency_seconds for link in used), min(link.bytes_per_second for link in used))
+        return Link.worst_of(used)
 
     def _connect_nodes(self) -> Mesh:
         table = (None, *(worker.reachable_at() for worker in self.workers))

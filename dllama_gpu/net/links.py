@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 from dllama_gpu.graph.collective import Algorithm
@@ -16,7 +17,9 @@ from dllama_gpu.net.exchange import Choose
 from dllama_gpu.net.handshake import greet
 from dllama_gpu.net.messages import MAX_PING_BYTES, Bye, PeerHello, Ping, Pong, ProbeHello, Welcome
 
-_N_PINGS = 5
+_FEWEST_PINGS, _MOST_PINGS = 10, 100
+_PING_SECONDS = 0.15
+_PING_BYTES = 1024  # about what a node sends another for one token
 _BULK_BYTES = 1 << 20
 _CLOCK_SECONDS = 1e-6
 
@@ -55,7 +58,8 @@ def chooser(link: Link | None) -> Choose:
 
     @lru_cache(maxsize=64)  # a few shapes come again and again
     def choose_by_link(n_rows: int, width: int, n_nodes: int, wire: FloatType) -> Algorithm:
-        return choose(n_rows, width, n_nodes, wire, link.latency_seconds, link.bytes_per_second)
+        latency = link.latency_seconds + link.jitter_seconds
+        return choose(n_rows, width, n_nodes, wire, latency, link.bytes_per_second)
 
     return choose_by_link
 
@@ -67,10 +71,25 @@ def mesh_key(key: bytes | None, token: bytes) -> bytes | None:
 
 def measure_link(channel: Channel) -> Link:
     """Latency and bandwidth of a connection whose other end answers Ping. Takes a moment. Raises DllamaError."""
-    round_trip = min(_timed(channel, b"", 0) for _ in range(_N_PINGS))
+    trips: list[float] = []
+    began = time.perf_counter()
+    while len(trips) < _FEWEST_PINGS or (len(trips) < _MOST_PINGS and time.perf_counter() - began < _PING_SECONDS):
+        trips.append(_timed(channel, bytes(_PING_BYTES), _PING_BYTES))
+    round_trip, jitter = trips_summary(trips)
     bulk = min(_timed(channel, bytes(_BULK_BYTES), _BULK_BYTES) for _ in range(2))
     # The bulk goes there and comes back, one after the other; what a small message takes is not the bandwidth's fault.
-    return Link(round_trip / 2, 2 * _BULK_BYTES / max(bulk - round_trip, _CLOCK_SECONDS))
+    return Link(round_trip / 2, 2 * _BULK_BYTES / max(bulk - round_trip, _CLOCK_SECONDS), jitter / 2)
+
+
+def trips_summary(seconds: Sequence[float]) -> tuple[float, float]:
+    """The shortest of several round trips, and how much longer the others take on average.
+
+    The longest tenth counts no more than the longest below it: one pause of a system that does something else for a
+    moment is no property of the link.
+    """
+    ordered = sorted(seconds)
+    limit = ordered[max(0, len(ordered) - 1 - len(ordered) // 10)]
+    return ordered[0], sum(min(one, limit) for one in ordered) / len(ordered) - ordered[0]
 
 
 def answer_ping(channel: Channel, message: Ping) -> None:

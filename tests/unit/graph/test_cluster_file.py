@@ -22,7 +22,7 @@ OTHER = ROOT.replace("root", "pi")
 def test_the_example_is_a_desktop_and_four_boards() -> None:
     cluster = read_cluster_file(EXAMPLE)
     assert [node.name for node in cluster.nodes] == ["desktop", "pi1", "pi2", "pi3", "pi4"]
-    assert cluster.link("pi1", "desktop") == Link(3e-4, 940e6 / 8)
+    assert cluster.link("pi1", "desktop") == Link(3e-4, 940e6 / 8, 0.05 * 1e-3)
 
 
 def test_a_node_alone_needs_no_link_and_has_a_usual_op_time() -> None:
@@ -41,9 +41,11 @@ def test_memory_has_decimal_and_binary_units(written: str, meant: float) -> None
 
 def test_a_link_is_as_bad_as_the_worse_of_its_two_cables() -> None:
     slow = OTHER + 'latency = "2ms"\nbandwidth = "12.5MB/s"\n'
-    cluster = parse_cluster(LINK + ROOT + slow + OTHER.replace("pi", "third") + 'latency = "90us"\n')
+    third = OTHER.replace("pi", "third") + 'latency = "90us"\njitter = "1ms"\n'
+    cluster = parse_cluster(LINK + ROOT + slow + third)
     assert cluster.link("root", "pi") == cluster.link("pi", "root") == Link(2e-3, 12.5e6)
-    assert cluster.link("root", "third") == Link(3e-4, 125e6)
+    assert cluster.link("root", "third") == Link(3e-4, 125e6, 1e-3)
+    assert cluster.link("pi", "third") == Link(2e-3, 12.5e6, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,10 @@ def test_a_link_is_as_bad_as_the_worse_of_its_two_cables() -> None:
         ("node = [3]", "node 1 must be a table, not 3"),
         ("link = 3\n" + ROOT, r"\[link\] must be a table, not 3"),
         ("colour = 1\n" + ROOT, "the file has an unknown key 'colour'; known are link, node"),
-        ('[link]\nspeed = "1Gb/s"\n' + ROOT, r"\[link\] has an unknown key 'speed'; known are latency, bandwidth"),
+        (
+            '[link]\nspeed = "1Gb/s"\n' + ROOT,
+            r"\[link\] has an unknown key 'speed'; known are latency, jitter, bandwidth",
+        ),
         (ROOT + 'ram = "8GB"', "node 1 has an unknown key 'ram'; known are name, memory"),
         (ROOT.replace('name = "root"', ""), "node 1 needs a name"),
         (ROOT.replace('"root"', "7"), "node 1 needs a name"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.check import check
-from dllama_gpu.graph.collective import Algorithm
+from dllama_gpu.graph.collective import Algorithm, latest
 from dllama_gpu.graph.division import DoesNotFitError, fill
 from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.graph.load import measure
@@ -243,6 +244,32 @@ def test_bytes_on_the_network_are_those_of_the_algorithms() -> None:
         between_workers = [link for link in found.links if "n0" not in (link.first, link.second)]
         assert {link.bytes.direct for link in between_workers} <= {2 * 64 * 4352}
         assert len(found.links) == n_nodes * others // 2
+
+
+@pytest.mark.parametrize("n_messages", [1, 2, 3, 6, 12, 56, 1000])
+def test_the_latest_of_many_messages_is_late_by_the_mean_times_a_harmonic_number(n_messages: int) -> None:
+    harmonic = sum(1 / k for k in range(1, n_messages + 1))
+    assert latest(np.full(n_messages, 2e-3)) == pytest.approx(2e-3 * harmonic, rel=0.02)
+
+
+def test_steady_messages_do_not_make_late_ones_later() -> None:
+    assert latest(np.zeros(5)) == 0.0
+    assert latest(np.array([1e-3, 0, 0, 0])) == pytest.approx(1e-3, rel=0.02)
+    assert latest(np.array([1e-3, 1e-6, 1e-6])) == pytest.approx(1e-3, rel=0.02)
+
+
+def test_jitter_costs_every_exchange_and_more_with_more_nodes() -> None:
+    spec, tensors = llama_8b()
+
+    def exchange_seconds(n_nodes: int, jitter: float) -> float:
+        machines = [node(f"node{number}") for number in range(n_nodes)]
+        link = Link(3e-4, 117e6, jitter)
+        return plan(spec, tensors, machines, lambda first, second: link, PlanOptions(seq_len=2048)).exchange_seconds
+
+    late = [exchange_seconds(n, 1e-3) - exchange_seconds(n, 0.0) for n in (2, 4)]
+    n_exchanges = 2 * spec.n_layers + 2
+    assert late[0] > n_exchanges * 1e-3
+    assert late[1] > 1.5 * late[0]
 
 
 def test_slow_links_are_better_used_by_two_hops_and_long_ones_by_one() -> None:

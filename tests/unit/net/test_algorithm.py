@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dllama_gpu.graph.collective import Algorithm
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.algorithm import choose, choose_algorithm, predict_seconds
+from dllama_gpu.net.links import trips_summary
 
 DIRECT, TWO_HOPS = Algorithm.DIRECT, Algorithm.REDUCE_SCATTER_ALL_GATHER
 WIRES = st.sampled_from([FloatType.F32, FloatType.F16, FloatType.Q80])
@@ -66,3 +67,11 @@ def test_without_latency_the_times_are_those_of_the_bytes(n_nodes: int) -> None:
 def test_rows_narrower_than_the_nodes_have_blocks_are_not_worth_spans() -> None:
     """One node would make all sums and send them to all others."""
     assert choose(100, 32, 8, FloatType.Q80, 0.0, 1e8) is DIRECT
+
+
+def test_the_shortest_round_trip_and_the_mean_of_what_others_take_longer() -> None:
+    assert trips_summary([2.0] * 10) == (2.0, 0.0)
+    assert trips_summary([3.0, 2.0, 3.0, 4.0]) == (2.0, pytest.approx(1.0))
+    calm = [1.0] * 15 + [2.0] * 5
+    assert trips_summary([*calm, 500.0])[1] == pytest.approx(6 / 21), "one long pause counts as the longest below it"
+    assert trips_summary([1.0] * 5 + [2.0] * 5)[1] == pytest.approx(0.5)
