@@ -69,6 +69,7 @@ def make_app(service: Service) -> ASGIApp:
         exception_handlers={
             ApiError: _refuse,
             HTTPException: _refuse_http,
+            Exception: _apologize,
         },
     )
     return RequestLog(app, endpoints.metrics)
@@ -171,3 +172,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     }.get(error.status_code, error.detail)
     refusal = ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
     return JsonResponse(refusal.body(), status_code=error.status_code, headers=error.headers)
+
+
+async def _apologize(request: Request, error: Exception) -> Response:
+    refusal = ApiError(500, "the server made a mistake; its log says which", code="internal_error")
+    return JsonResponse(refusal.body(), status_code=refusal.status)

@@ -8,14 +8,13 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dllama_gpu.api.errors import ApiError
-from dllama_gpu.api.json_text import JsonResponse
 from dllama_gpu.api.metrics import Metrics
 from dllama_gpu.api.request_context import RequestContext, new_context
 
 _log = logging.getLogger("dllama_gpu.api")
 _ID_HEADER = "X-Request-Id"
 _CLIENT_LEFT = 499
+_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "POST"))
 _QUIET_PATHS = frozenset(("/health", "/metrics", "/api/cluster"))
 """Asked for again and again, so a line is written at level debug only."""
 
@@ -47,20 +46,14 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, told)
-        except Exception:
+        except Exception:  # the application has answered 500 already, if nothing else was
             _log.exception("this should not have happened", extra={"request_id": context.id})
-            if not status:
-                await _apologize(scope, receive, told)
         finally:
             if not finished:  # the client left, or takes nothing any more
                 status = _CLIENT_LEFT
-            self._metrics.count(scope["method"], _route(scope), status)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.count(method, _route(scope), status)
             _write_line(scope, context, status, time.monotonic() - started)
-
-
-async def _apologize(scope: Scope, receive: Receive, send: Send) -> None:
-    error = ApiError(500, "the server made a mistake; its log says which", code="internal_error")
-    await JsonResponse(error.body(), status_code=error.status)(scope, receive, send)
 
 
 def _route(scope: Scope) -> str:

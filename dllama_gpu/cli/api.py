@@ -102,7 +102,7 @@ def add_arguments(parser: Parser) -> None:
     add_engine_arguments(parser, slots=_DEFAULT_SLOTS)
     add_sampling_arguments(parser)
     add_device_arguments(parser)
-    add_cluster_arguments(parser)
+    add_cluster_arguments(parser, trace=False)
 
 
 def run(options: Options) -> int:
