@@ -53,11 +53,12 @@ void main() {
     int first = int(kv_head * shape.group + gl_WorkGroupID.y % head_groups * HEADS) - int(shape.first_head);
     int end = min(first + int(HEADS), min(int(kv_head * shape.group + shape.group) - int(shape.first_head),
                                           int(shape.n_heads)));
-    uint n_positions = step_position(row) + 1;
+    uint seen_from = first_position(step_position(row));
+    uint n_positions = step_position(row) + 1 - seen_from;
     uint part = gl_WorkGroupID.x;
     uint part_size = SPLITS != 0 ? split_size(n_positions) : n_positions;
-    uint begin = part * part_size;
-    uint stop = min(begin + part_size, n_positions);
+    uint begin = seen_from + part * part_size;
+    uint stop = min(begin + part_size, seen_from + n_positions);
     if (end <= 0 || first >= end || begin >= stop) {
         return;
     }

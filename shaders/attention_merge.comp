@@ -26,7 +26,7 @@ void main() {
     if (row >= step_rows()) {
         return;
     }
-    uint n_positions = step_position(row) + 1;
+    uint n_positions = step_position(row) + 1 - first_position(step_position(row));
     uint part_size = split_size(n_positions);
     uint n_parts = (n_positions + part_size - 1) / part_size;
     float largest = -3.0e38;

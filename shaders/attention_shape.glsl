@@ -11,7 +11,13 @@ layout(push_constant) uniform Shape {
     uint min_split;  // positions a part has at least, a multiple of 32
     uint out_words;  // of a row
     float scale;
+    uint window; // positions that are seen at most
 } shape;
+
+// The first position that a row at `position` sees.
+uint first_position(uint position) {
+    return position + 1 - min(position + 1, shape.window);
+}
 
 // Positions of a part of a row that attends to n_positions.
 uint split_size(uint n_positions) {

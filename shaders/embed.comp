@@ -1,7 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
-// out[r] = weight[token of row r], for tokens whose rows this dispatch has. A lane takes a unit.
+// out[r] = weight[token of row r] · scale, for tokens whose rows this dispatch has. A lane takes a unit.
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WORKGROUP = 32;
@@ -17,6 +17,7 @@ layout(push_constant) uniform Shape {
     uint n_units; // of a weight row
     uint width;
     uint out_stride;
+    float scale;
 } shape;
 
 #include "weight.glsl"
@@ -33,7 +34,7 @@ void main() {
     }
     uint at = weight_row * shape.n_units + unit;
     uvec4 w = weights[at];
-    vec2 scale = weight_scale(at);
+    vec2 scale = weight_scale(at) * shape.scale;
     [[unroll]] for (uint k = 0; k < QUADS; k++) {
         vec4 values = weight_quad(w, k) * scale.x + scale.y;
         uint column = 4 * (unit * QUADS + k);

@@ -1,10 +1,11 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// out[r] = silu(gate[r]) ∘ up[r], for gate and up of different number formats. A lane takes a quad.
+// out[r] = activation(gate[r]) ∘ up[r], for gate and up of different number formats. A lane takes a quad.
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WORKGROUP = 32; // a multiple of 8
 layout(constant_id = 1) const uint OUT = 0;
+layout(constant_id = 2) const uint GELU = 0;
 
 #include "step.glsl"
 layout(binding = 1) restrict readonly buffer Gate { vec4 gate[]; };
@@ -22,7 +23,7 @@ shared vec4 staged[WORKGROUP];
 #define STAGED(i) staged[i]
 #include "numbers.glsl"
 #include "q80.glsl"
-#include "silu.glsl"
+#include "activation.glsl"
 
 void main() {
     uint row = gl_WorkGroupID.y;
@@ -31,7 +32,7 @@ void main() {
     bool mine = row < step_rows() && 4 * i < shape.width;
     if (mine) {
         vec4 g = gate[row * shape.stride + i];
-        staged[lane] = vec4(silu(g.x), silu(g.y), silu(g.z), silu(g.w)) * up[row * shape.stride + i];
+        staged[lane] = vec4(activation(g.x), activation(g.y), activation(g.z), activation(g.w)) * up[row * shape.stride + i];
     }
     barrier();
     if (mine) {

@@ -1,4 +1,4 @@
-// out[n] = silu(x[n] · gateᵀ) ∘ (x[n] · upᵀ) for 1 to 8 rows n; rows 2h and 2h + 1 of the weight are gate h and up h.
+// out[n] = activation(x[n] · gateᵀ) ∘ (x[n] · upᵀ) for 1 to 8 rows n; rows 2h and 2h + 1 of the weight are gate h and up h.
 // A workgroup makes 32 numbers of each row: a block, should they be stored as Q80.
 #extension GL_EXT_control_flow_attributes : require
 
@@ -8,6 +8,7 @@ layout(constant_id = 2) const uint TEAM = 32;
 layout(constant_id = 3) const uint ROWS = 2; // weight rows of a team at a time, even
 layout(constant_id = 4) const uint BATCH_ROWS = 1;
 layout(constant_id = 5) const uint OUT = 0;
+layout(constant_id = 6) const uint GELU = 0;
 
 layout(binding = 0) restrict readonly buffer Weights { uvec4 weights[]; };
 layout(binding = 1) restrict readonly buffer Scales { uint scales[]; };
@@ -35,16 +36,18 @@ shared float products[BATCH_ROWS * 32];
 #include "matvec_rows.glsl"
 #include "numbers.glsl"
 #include "q80.glsl"
-#include "silu.glsl"
+#include "activation.glsl"
 
 void main() {
     uint block = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     for (uint row = team_number() * ROWS; row < 64; row += WORKGROUP / TEAM * ROWS) {
-        multiply_rows(64 * block + row);
+        clear_sums();
+        add_products(64 * block + row, shape.n_rows - 1, 0, 1.0);
+        sum_over_team();
         if (team_lane() == 0) {
             [[unroll]] for (uint r = 0; r < ROWS; r += 2) {
                 [[unroll]] for (uint n = 0; n < BATCH_ROWS; n++) {
-                    products[32 * n + (row + r) / 2] = silu(sums[r * BATCH_ROWS + n]) * sums[(r + 1) * BATCH_ROWS + n];
+                    products[32 * n + (row + r) / 2] = activation(sums[r * BATCH_ROWS + n]) * sums[(r + 1) * BATCH_ROWS + n];
                 }
             }
         }

@@ -1,7 +1,7 @@
 // Matmuls of many rows: a workgroup makes a tile of TILE_ROWS weight rows x TILE_BATCH rows of x, 32 columns at a time
 // through shared memory, each lane LANE_ROWS x LANE_BATCH of it.
 //
-// GATED: rows 2h and 2h + 1 of the weight are gate h and up h, and out = silu(gate) · up; a tile of 64 weight rows
+// GATED: rows 2h and 2h + 1 of the weight are gate h and up h, and out = activation(gate) · up; a tile of 64 weight rows
 // is then one block of 32 numbers, should they be stored as Q80.
 #extension GL_EXT_control_flow_attributes : require
 
@@ -13,6 +13,7 @@ layout(constant_id = 4) const uint LANE_ROWS = 8; // even
 layout(constant_id = 5) const uint LANE_BATCH = 4;
 layout(constant_id = 6) const uint OUT = 0;
 layout(constant_id = 7) const uint LOGIT_ROWS = 0;
+layout(constant_id = 8) const uint GELU = 0;
 
 #include "step.glsl"
 layout(binding = 1) restrict readonly buffer Weights { uvec4 weights[]; };
@@ -61,7 +62,7 @@ shared uint pool[POOL > RESULTS ? POOL : RESULTS];
 #define STAGED(i) uintBitsToFloat(uvec4(pool[4 * (i)], pool[4 * (i) + 1], pool[4 * (i) + 2], pool[4 * (i) + 3]))
 #include "numbers.glsl"
 #include "q80.glsl"
-#include "silu.glsl"
+#include "activation.glsl"
 #else
 shared uint pool[POOL];
 #endif
@@ -209,7 +210,7 @@ void main() {
     barrier();
     [[unroll]] for (uint n = 0; n < LANE_BATCH; n++) {
         [[unroll]] for (uint r = 0; r < LANE_ROWS; r += 2) {
-            float product = silu(sums[n * LANE_ROWS + r]) * sums[n * LANE_ROWS + r + 1];
+            float product = activation(sums[n * LANE_ROWS + r]) * sums[n * LANE_ROWS + r + 1];
             pool[(batch + n) * (TILE_ROWS / 2) + (row + r) / 2] = floatBitsToUint(product);
         }
     }

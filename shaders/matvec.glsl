@@ -31,7 +31,9 @@ layout(push_constant) uniform Shape {
 void main() {
     uint group = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     uint first_row = (group * (WORKGROUP / TEAM) + team_number()) * ROWS;
-    multiply_rows(first_row);
+    clear_sums();
+    add_products(first_row, shape.n_rows - 1, 0, 1.0);
+    sum_over_team();
     if (team_lane() == 0) {
         [[unroll]] for (uint r = 0; r < ROWS; r++) {
             if (first_row + r < shape.n_rows) {

@@ -1,6 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// out[r] = cos(position · f) for every frequency f, then sin(position · f).
+// out[r] = cos(position · f) · scale for every frequency f, then sin(position · f) · scale.
 //
 // A frequency is given in turns a position, as a 64-bit fraction (low word, high word): the product modulo 2^32 is
 // then exact to 2^-32 of a turn at any position, where a float would have lost it. Built-in sine and cosine promise
@@ -16,6 +16,7 @@ layout(binding = 2) restrict writeonly buffer Out { float angles[]; };
 layout(push_constant) uniform Shape {
     uint n_frequencies;
     uint out_stride;
+    float scale;
 } shape;
 
 void main() {
@@ -36,7 +37,7 @@ void main() {
     float sine = x + x * s * (-1.6666667e-1 + s * (8.3333333e-3 + s * (-1.9841270e-4 + s * 2.7557319e-6)));
     float cosine = 1 - s * (0.5 - s * (4.1666667e-2 - s * (1.3888889e-3 - s * (2.4801587e-5 - s * 2.7557319e-7))));
     vec2 turned = (quadrant & 1u) == 0 ? vec2(cosine, sine) : vec2(-sine, cosine);
-    turned = (quadrant & 2u) == 0 ? turned : -turned;
+    turned = ((quadrant & 2u) == 0 ? turned : -turned) * shape.scale;
     angles[row * shape.out_stride + i] = turned.x;
     angles[row * shape.out_stride + shape.n_frequencies + i] = turned.y;
 }

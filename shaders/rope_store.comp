@@ -1,17 +1,24 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Rotates q in place; stores rotated k, and v, in the cache at (slot, position) of each row. A lane takes a pair of q,
-// or two neighbouring elements of k or v.
+#extension GL_EXT_control_flow_attributes : require
+// A workgroup takes a head of a row: adds its bias, divides q and k by their root mean square, rotates them by the
+// row's angles, each if asked to; writes q back, and k and v to the cache at (slot, position).
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WORKGROUP = 32;
 layout(constant_id = 1) const uint HALF_SPLIT = 0; // pairs are (i, i + head_dim/2), else (2i, 2i + 1)
+layout(constant_id = 2) const uint ROTATES = 1;
+layout(constant_id = 3) const uint BIASES = 0;
+layout(constant_id = 4) const uint NORMS = 0;
+layout(constant_id = 5) const uint MAX_HEAD_DIM = 128;
 
 #include "step.glsl"
 layout(binding = 1) restrict buffer Qkv { float qkv[]; };
 layout(binding = 2) restrict readonly buffer Angles { float angles[]; };
 layout(binding = 3) restrict writeonly buffer Keys { uint keys[]; };
 layout(binding = 4) restrict writeonly buffer Values { uint values[]; };
+layout(binding = 5) restrict readonly buffer Biases { float biases[]; }; // as wide as a row of qkv
+layout(binding = 6) restrict readonly buffer Norms { float norms[]; };   // of q, then of k
 
 layout(push_constant) uniform Shape {
     uint n_heads;
@@ -20,53 +27,75 @@ layout(push_constant) uniform Shape {
     uint qkv_stride;
     uint angle_stride;
     uint seq_len; // padded
+    float epsilon;
 } shape;
 
+#define N_SUMS 1
+#define TEAM WORKGROUP
+#include "team_sum.glsl"
 #include "numbers.glsl"
 #include "kv_cache.glsl"
 
-// Element d of the head that begins at `head`, rotated.
-float rotated(uint head, uint d, uint row) {
+shared float head_values[MAX_HEAD_DIM];
+
+// Element d of the head, rotated.
+float rotated(uint d, uint row) {
+    if (ROTATES == 0) {
+        return head_values[d];
+    }
     uint n = shape.head_dim / 2;
     bool second = HALF_SPLIT != 0 ? d >= n : (d & 1u) == 1;
     uint angle = HALF_SPLIT != 0 ? d % n : d / 2;
     uint partner = HALF_SPLIT != 0 ? (second ? d - n : d + n) : d ^ 1u;
     float cosine = angles[row * shape.angle_stride + angle];
     float sine = angles[row * shape.angle_stride + n + angle];
-    float other = qkv[head + partner];
-    return qkv[head + d] * cosine + (second ? other : -other) * sine;
+    return head_values[d] * cosine + (second ? head_values[partner] : -head_values[partner]) * sine;
 }
 
 void main() {
+    uint lane = gl_LocalInvocationID.x;
+    uint head = gl_WorkGroupID.x;
     uint row = gl_WorkGroupID.y;
-    uint n = shape.head_dim / 2;
-    uint item = gl_GlobalInvocationID.x;
-    if (row >= step_rows() || item >= (shape.n_heads + 2 * shape.n_kv_heads) * n) {
+    if (row >= step_rows()) {
         return;
     }
-    uint head = item / n;
-    uint i = item % n;
     uint begin = row * shape.qkv_stride + head * shape.head_dim;
+    bool is_value = head >= shape.n_heads + shape.n_kv_heads;
+    float squares = 0;
+    for (uint d = lane; d < shape.head_dim; d += WORKGROUP) {
+        float value = qkv[begin + d];
+        if (BIASES != 0) {
+            value += biases[head * shape.head_dim + d];
+        }
+        head_values[d] = value;
+        squares += value * value;
+    }
+    if (NORMS != 0 && !is_value) {
+        sums[0] = squares;
+        sum_over_team();
+        float scale = inversesqrt(sums[0] / float(shape.head_dim) + shape.epsilon);
+        uint norm = head < shape.n_heads ? 0 : shape.head_dim;
+        for (uint d = lane; d < shape.head_dim; d += WORKGROUP) {
+            head_values[d] *= scale * norms[norm + d];
+        }
+    }
+    barrier();
     if (head < shape.n_heads) {
-        uint a = HALF_SPLIT != 0 ? i : 2 * i;
-        uint b = HALF_SPLIT != 0 ? i + n : 2 * i + 1;
-        vec2 turned = vec2(rotated(begin, a, row), rotated(begin, b, row));
-        qkv[begin + a] = turned.x;
-        qkv[begin + b] = turned.y;
+        for (uint d = lane; d < shape.head_dim; d += WORKGROUP) {
+            qkv[begin + d] = rotated(d, row);
+        }
         return;
     }
-    uint kv_head = head - shape.n_heads;
+    uint kv_row = step_slot(row) * shape.n_kv_heads + (head - shape.n_heads) % shape.n_kv_heads;
     uint head_units = (shape.head_dim + 7) / 8;
     uint position = step_position(row);
-    uint unit = i / 4;
-    uint word = i % 4;
-    if (kv_head < shape.n_kv_heads) {
-        uint kv_row = step_slot(row) * shape.n_kv_heads + kv_head;
-        uint pair = half_bits(rotated(begin, 2 * i, row)) | (half_bits(rotated(begin, 2 * i + 1, row)) << 16);
-        keys[4 * key_unit(kv_row, shape.seq_len, head_units, position, unit) + word] = pair;
-    } else {
-        uint kv_row = step_slot(row) * shape.n_kv_heads + kv_head - shape.n_kv_heads;
-        uint pair = half_bits(qkv[begin + 2 * i]) | (half_bits(qkv[begin + 2 * i + 1]) << 16);
-        values[4 * value_unit(kv_row, shape.seq_len, head_units, position, unit) + word] = pair;
+    for (uint i = lane; i < shape.head_dim / 2; i += WORKGROUP) {
+        if (is_value) {
+            uint pair = half_bits(head_values[2 * i]) | (half_bits(head_values[2 * i + 1]) << 16);
+            values[4 * value_unit(kv_row, shape.seq_len, head_units, position, i / 4) + i % 4] = pair;
+        } else {
+            uint pair = half_bits(rotated(2 * i, row)) | (half_bits(rotated(2 * i + 1, row)) << 16);
+            keys[4 * key_unit(kv_row, shape.seq_len, head_units, position, i / 4) + i % 4] = pair;
+        }
     }
 }

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     Attention,
     BufferType,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     KvCache,
     Matmul,
@@ -19,6 +22,7 @@ from dllama_gpu.graph.graph import (
     RopeStore,
     Rows,
     TopCandidates,
+    TopExperts,
 )
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import RopeStyle
@@ -51,7 +55,8 @@ class Surroundings:
     rows: dict[str, Rows]
     matrices: dict[str, PackedMatrix]
     """By weight name; gate and up of a GatedMatmul that fit together are one, under `gated_name`."""
-    vectors: dict[str, Binding]
+    vectors: dict[tuple[str, ...], Binding]
+    """Norms and biases by weight names: those that a shader wants together are one."""
     frequencies: dict[tuple[float, ...], Binding]
     caches: dict[str, KvCache]
     seq_len: int
@@ -82,7 +87,7 @@ def dispatches(op: Op, around: Surroundings, counts: RowCounts) -> list[Dispatch
     return list(_MAPPERS[type(op)](op, around, counts))
 
 
-def gated_name(op: GatedMatmul) -> str:
+def gated_name(op: GatedMatmul | ExpertGatedMatmul) -> str:
     """Key of gate and up together in `Surroundings.matrices`."""
     return f"{op.gate}+{op.up}"
 
@@ -110,7 +115,7 @@ def _embed(op: Embed, around: Surroundings, counts: RowCounts) -> Iterator[Dispa
             "embed",
             (lanes, _TYPE_NUMBERS[matrix.float_type]),
             (around.step, shard.units, shard.scales, out.values("w")),
-            words(shard.first_row, shard.n_rows, matrix.n_units, out.width, out.stride),
+            words(shard.first_row, shard.n_rows, matrix.n_units, out.width, out.stride, float(op.scale)),
             (-(-matrix.n_units // lanes), counts.all, 1),
         )
 
@@ -122,7 +127,7 @@ def _rope_angles(op: RopeAngles, around: Surroundings, counts: RowCounts) -> Ite
         "rope_angles",
         (lanes,),
         (around.step, around.frequencies[op.frequencies], out.values("w")),
-        words(n, out.stride),
+        words(n, out.stride, float(op.scale)),
         (-(-n // lanes), counts.all, 1),
     )
 
@@ -143,7 +148,7 @@ def _rms_norm(op: RmsNorm, around: Surroundings, counts: RowCounts) -> Iterator[
             around.step,
             x.values("rw"),
             add.values(),
-            around.vectors[op.weight],
+            around.vectors[op.weight,],
             out.values("w"),
             out.scales("w"),
         ),
@@ -186,7 +191,7 @@ def _multiply(
             tile = tune.tile(tuning, dot, n_rows)
             yield Dispatch(
                 "matmul_dot" if dot else "matmul",
-                (*_tile_constants(tile, type), _F32, int(rows is Rows.LOGITS)),
+                (*_tile_constants(tile, type), _F32, int(rows is Rows.LOGITS), 0),
                 (around.step, shard.units, shard.scales, *inputs, out.values("w")),
                 push,
                 (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
@@ -203,7 +208,7 @@ def _gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> I
     if matrix is None:
         yield from _gate_apart(op, around, n_rows)
         return
-    type, mode = _TYPE_NUMBERS[matrix.float_type], _out_mode(out)
+    type, mode, gelu = _TYPE_NUMBERS[matrix.float_type], _out_mode(out), _gelu(op.activation)
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
@@ -212,7 +217,7 @@ def _gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> I
             shape = tune.gated_matvec(tuning, n_rows)
             yield Dispatch(
                 "gated_matvec_dot" if dot else _by_tier("gated_matvec", tuning),
-                (shape.workgroup, type, shape.team, shape.rows, n_rows, mode),
+                (shape.workgroup, type, shape.team, shape.rows, n_rows, mode, gelu),
                 (shard.units, shard.scales, *inputs, *outputs),
                 push,
                 long_grid(-(-shard.n_rows // 64)),
@@ -221,7 +226,7 @@ def _gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> I
             tile = tune.tile(tuning, dot, n_rows)
             yield Dispatch(
                 "gated_matmul_dot" if dot else "gated_matmul",
-                (*_tile_constants(tile, type), mode, int(rows is Rows.LOGITS)),
+                (*_tile_constants(tile, type), mode, int(rows is Rows.LOGITS), gelu),
                 (around.step, shard.units, shard.scales, *inputs, *outputs),
                 push,
                 (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
@@ -237,7 +242,7 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
         yield from _multiply(around, x, around.matrices[name], into, 0, rows, n_rows)
     yield Dispatch(
         "gate",
-        (lanes, _out_mode(out)),
+        (lanes, _out_mode(out), _gelu(op.activation)),
         (around.step, gate.values(), up.values(), out.values("w"), out.scales("w")),
         words(out.width, gate.stride // 4, out.row_words),
         (-(-out.width // (4 * lanes)), n_rows, 1),
@@ -245,22 +250,33 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
 
 
 def _rope_store(op: RopeStore, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
-    assert op.angles is not None
-    qkv, angles, cache = around.activations[op.qkv], around.activations[op.angles], around.caches[op.cache]
-    lanes = around.tuning.plain_lanes
-    n_items = (op.n_heads + 2 * cache.n_kv_heads) * cache.head_dim // 2
+    qkv, cache = around.activations[op.qkv], around.caches[op.cache]
+    angles = around.activations[op.angles] if op.angles is not None else qkv
+    biases = around.vectors[op.biases] if op.biases is not None else around.step
+    norms = around.vectors[op.norms] if op.norms is not None else around.step
+    features = op.angles is not None, op.biases is not None, op.norms is not None
     yield Dispatch(
         "rope_store",
-        (lanes, int(op.style is RopeStyle.HALF_SPLIT)),
+        (around.tuning.plain_lanes, int(op.style is RopeStyle.HALF_SPLIT), *map(int, features), cache.head_dim),
         (
             around.step,
             qkv.values("rw"),
             angles.values(),
             around.cache(op.cache, "keys", "w"),
             around.cache(op.cache, "values", "w"),
+            biases,
+            norms,
         ),
-        words(op.n_heads, cache.n_kv_heads, cache.head_dim, qkv.stride, angles.stride, around.seq_len),
-        (-(-n_items // lanes), counts.all, 1),
+        words(
+            op.n_heads,
+            cache.n_kv_heads,
+            cache.head_dim,
+            qkv.stride,
+            angles.stride,
+            around.seq_len,
+            float(op.epsilon),
+        ),
+        (op.n_heads + 2 * cache.n_kv_heads, counts.all, 1),
     )
 
 
@@ -300,6 +316,7 @@ def _attention(op: Attention, around: Surroundings, counts: RowCounts) -> Iterat
         tuning.min_split,
         into.row_words,
         float(op.scale),
+        op.window or around.seq_len,
     )
     splits = plan.n_splits > 1
     partials = around.scratch["partials"] if splits else into
@@ -334,6 +351,74 @@ def _attention(op: Attention, around: Surroundings, counts: RowCounts) -> Iterat
             (around.step, into.values(), out.values("w"), out.scales("w")),
             words(out.width, into.stride // 4, out.row_words),
             (-(-out.width // (4 * lanes)), n_rows, 1),
+        )
+
+
+def _top_experts(op: TopExperts, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    logits, ids, weights = (around.activations[name] for name in (op.logits, op.ids, op.weights))
+    list_size = 1 << max(1, logits.width - 1).bit_length()
+    yield Dispatch(
+        "top_experts",
+        (around.tuning.plain_lanes, list_size, int(op.normalize)),
+        (around.step, logits.values(), ids.values("w"), weights.values("w")),
+        words(logits.width, logits.stride, ids.width, weights.stride),
+        (counts.all, 1, 1),
+    )
+
+
+def _expert_gated_matmul(op: ExpertGatedMatmul, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    x, ids, out = (around.activations[name] for name in (op.x, op.ids, op.out))
+    tuning, matrix = around.tuning, around.matrices[gated_name(op)]
+    inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    hidden = matrix.n_rows // matrix.n_experts // 2
+    shape = tune.gated_matvec(tuning, 1)
+    for shard in matrix.shards(tuning.limits.max_range):
+        yield Dispatch(
+            "expert_gated_matvec_dot" if dot else _by_tier("expert_gated_matvec", tuning),
+            (
+                shape.workgroup,
+                _TYPE_NUMBERS[matrix.float_type],
+                shape.team,
+                shape.rows,
+                _out_mode(out),
+                _gelu(op.activation),
+            ),
+            (around.step, ids.values(), shard.units, shard.scales, *inputs, out.values("w"), out.scales("w")),
+            words(
+                hidden,
+                matrix.n_units,
+                x_stride,
+                out.row_words,
+                ids.width,
+                op.first_expert + shard.first_row // (2 * hidden),
+                shard.n_rows // (2 * hidden),
+            ),
+            (-(-hidden // 32), ids.width, counts.all),
+        )
+
+
+def _expert_matmul(op: ExpertMatmul, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
+    x, ids, weights, out = (around.activations[name] for name in (op.x, op.ids, op.weights, op.out))
+    tuning, matrix = around.tuning, around.matrices[op.down]
+    inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    n_rows = matrix.n_rows // matrix.n_experts
+    shape = tune.matvec(tuning, n_rows, matrix.n_units, 1)
+    for number, shard in enumerate(matrix.shards(tuning.limits.max_range)):
+        yield Dispatch(
+            "expert_matvec_dot" if dot else _by_tier("expert_matvec", tuning),
+            (shape.workgroup, _TYPE_NUMBERS[matrix.float_type], shape.team, shape.rows, int(number > 0)),
+            (around.step, ids.values(), weights.values(), shard.units, shard.scales, *inputs, out.values("rw")),
+            words(
+                n_rows,
+                matrix.n_units,
+                x_stride,
+                out.stride,
+                ids.width,
+                weights.stride,
+                op.first_expert + shard.first_row // n_rows,
+                shard.n_rows // n_rows,
+            ),
+            (-(-n_rows // (shape.workgroup // shape.team * shape.rows)), counts.all, 1),
         )
 
 
@@ -376,6 +461,9 @@ _MAPPERS: dict[type[Op], Callable[[Any, Surroundings, RowCounts], Iterator[Dispa
     GatedMatmul: _gated_matmul,
     RopeStore: _rope_store,
     Attention: _attention,
+    TopExperts: _top_experts,
+    ExpertGatedMatmul: _expert_gated_matmul,
+    ExpertMatmul: _expert_matmul,
     TopCandidates: _top_candidates,
 }
 
@@ -390,6 +478,10 @@ def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[
 
 def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:
     return tile.workgroup, type, tile.rows, tile.batch, tile.lane_rows, tile.lane_batch
+
+
+def _gelu(activation: GateActivation) -> int:
+    return int(activation is GateActivation.GELU_TANH)
 
 
 def _by_tier(shader: str, tuning: Tuning) -> str:

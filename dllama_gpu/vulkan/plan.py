@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     AllReduce,
     Attention,
@@ -33,7 +32,6 @@ from dllama_gpu.graph.graph import (
     RmsNorm,
     RopeAngles,
     RopeStore,
-    Step,
     TopCandidates,
     TopExperts,
     Weight,
@@ -50,7 +48,7 @@ from dllama_gpu.vulkan.weights import (
     PackedMatrix,
     can_take_turns,
     packed_chunks,
-    packed_vector,
+    packed_vectors,
     weight_allocation,
 )
 
@@ -94,9 +92,9 @@ class ProgramPlan:
 
     def weight_chunks(self, source: ModelSource) -> Iterator[Chunk]:
         """The content of all weight allocations, piece by piece; raises DllamaError for a file that does not fit."""
-        for weight in self.graph.weights:
-            if weight.name in self.around.vectors:
-                yield packed_vector(weight, source)
+        weights = {weight.name: weight for weight in self.graph.weights}
+        for names in self.around.vectors:
+            yield packed_vectors([weights[name] for name in names], source)
         for matrix in {matrix.name: matrix for matrix in self.around.matrices.values()}.values():
             yield from packed_chunks(matrix, source)
 
@@ -192,7 +190,9 @@ def _matrices(graph: Graph) -> dict[str, PackedMatrix]:
     for op in graph.steps:
         if isinstance(op, Matmul | Embed):
             add(op.weight, weights[op.weight])
-        elif isinstance(op, GatedMatmul):
+        elif isinstance(op, ExpertMatmul):
+            add(op.down, weights[op.down])
+        elif isinstance(op, GatedMatmul | ExpertGatedMatmul):
             gate, up = weights[op.gate], weights[op.up]
             if can_take_turns(gate, up):
                 add(ops.gated_name(op), gate, up)
@@ -202,10 +202,20 @@ def _matrices(graph: Graph) -> dict[str, PackedMatrix]:
     return matrices
 
 
-def _vectors(graph: Graph) -> dict[str, Binding]:
+def _vectors(graph: Graph) -> dict[tuple[str, ...], Binding]:
     widths = {weight.name: weight.n_columns for weight in graph.weights}
-    names = {op.weight for op in graph.steps if isinstance(op, RmsNorm)}
-    return {name: Binding(weight_allocation(name), 0, 4 * round_up(widths[name], 8)) for name in sorted(names)}
+    vectors: dict[tuple[str, ...], Binding] = {}
+    for op in graph.steps:
+        wanted: tuple[tuple[str, ...] | None, ...] = ()
+        if isinstance(op, RmsNorm):
+            wanted = ((op.weight,),)
+        elif isinstance(op, RopeStore):
+            wanted = op.biases, op.norms
+        for names in wanted:
+            if names is not None:
+                n_numbers = round_up(sum(widths[name] for name in names), 8)
+                vectors[names] = Binding(weight_allocation(*names), 0, 4 * n_numbers)
+    return vectors
 
 
 def _frequencies(graph: Graph) -> tuple[dict[str, bytes], dict[tuple[float, ...], Binding]]:
@@ -259,27 +269,27 @@ def _check(graph: Graph) -> None:
             )
         if cache.type is not CacheType.F16:
             raise DllamaError(f"the Vulkan device keeps keys and values as f16, not {cache.type.value}")
+    weights = {weight.name: weight for weight in graph.weights}
     most = ops.CANDIDATE_LIST - ops.CANDIDATE_WINDOW
     for op in graph.steps:
-        if _is_foreign(op):
-            raise DllamaError(
-                f"the Vulkan device cannot run this model yet: it has no shader for {op}; use --device cpu"
-            )
         if isinstance(op, TopCandidates):
             k = next(buffer.width for buffer in graph.buffers if buffer.name == op.values)
             if k > most:
                 raise DllamaError(f"the Vulkan device finds at most {most} candidates, not {k}")
-
-
-def _is_foreign(op: Step) -> bool:
-    """What the graph can say and the shaders cannot do."""
-    return (
-        isinstance(op, TopExperts | ExpertGatedMatmul | ExpertMatmul)
-        or (isinstance(op, Embed | RopeAngles) and op.scale != 1)
-        or (isinstance(op, GatedMatmul) and op.activation is not GateActivation.SILU)
-        or (isinstance(op, RopeStore) and (op.angles is None or op.biases is not None or op.norms is not None))
-        or (isinstance(op, Attention) and op.window != 0)
-    )
+        elif isinstance(op, TopExperts):
+            n_experts = next(buffer.width for buffer in graph.buffers if buffer.name == op.logits)
+            if n_experts > ops.CANDIDATE_LIST:
+                raise DllamaError(
+                    f"the Vulkan device chooses among at most {ops.CANDIDATE_LIST} experts, not {n_experts}"
+                )
+        elif isinstance(op, ExpertGatedMatmul):
+            gate, up = weights[op.gate], weights[op.up]
+            hidden = gate.n_rows // gate.n_experts
+            if not can_take_turns(gate, up) or hidden % 8:
+                raise DllamaError(
+                    "the Vulkan device needs gate and up of experts in one number format and a multiple of 8 rows, not "
+                    f"{gate.float_type.value} and {up.float_type.value} with {hidden} rows; use --device cpu"
+                )
 
 
 def _buckets(most: int) -> list[int]:

@@ -18,7 +18,8 @@ Rows of F32, F16 and BF16 are padded with zeros to whole units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,12 +90,18 @@ class PackedMatrix:
         """Size of the allocation; whole words."""
         return self.scales_offset + round_up(self.n_rows * self.n_units * _SCALE_BYTES.get(self.float_type, 0), 4)
 
+    @property
+    def n_experts(self) -> int:
+        """Matrices that the rows are, one after the other."""
+        return self.members[0].n_experts
+
     def shards(self, max_range: int) -> list[Shard]:
-        """The matrix cut by rows so that no part is longer than `max_range` bytes."""
+        """The matrix cut by rows, between experts, so that no part is longer than `max_range` bytes."""
         row_bytes = 16 * self.n_units
         per_shard = self.n_rows
         if self.n_rows * row_bytes > max_range:
-            per_shard = max_range // row_bytes // _SHARD_ROWS * _SHARD_ROWS
+            step = math.lcm(_SHARD_ROWS, self.n_rows // self.n_experts if self.n_experts > 1 else 1)
+            per_shard = max_range // row_bytes // step * step
             if not per_shard:
                 raise DllamaError(f"{self.name} is too wide for this GPU, which sees {max_range} bytes of a buffer")
         return [self._shard(first, min(per_shard, self.n_rows - first)) for first in range(0, self.n_rows, per_shard)]
@@ -155,22 +162,28 @@ def packed_chunks(matrix: PackedMatrix, source: ModelSource) -> Iterator[Chunk]:
             source.release(part.tensor)
 
 
-def packed_vector(weight: Weight, source: ModelSource) -> Chunk:
-    """A norm's weight (1, n) as f32, padded with zeros to a multiple of 8 numbers.
+def packed_vectors(weights: Sequence[Weight], source: ModelSource) -> Chunk:
+    """Norms or biases (1, n) one behind the other as f32, padded with zeros to a multiple of 8 numbers.
 
     Raises DllamaError as `packed_chunks` does, and for another number format than F32.
     """
-    raw = _read(weight.parts[0], weight, source)
-    if weight.float_type is not FloatType.F32:
-        raise DllamaError(f"{source.path}: the norm {weight.name} is stored as {weight.float_type.value}, not f32")
-    vector = np.frombuffer(raw.tobytes(), np.float32)
-    if not np.isfinite(vector).all():
-        raise DllamaError(
-            f"{source.path}: the norm {weight.name} holds NaN or infinity; the file is damaged, get it again"
-        )
-    padded = np.zeros(round_up(len(vector), 8), np.float32)
-    padded[: len(vector)] = vector
-    return Chunk(weight_allocation(weight.name), 0, padded.view(np.uint8))
+    vectors = []
+    for weight in weights:
+        if weight.float_type is not FloatType.F32:
+            raise DllamaError(
+                f"{source.path}: the vector {weight.name} is stored as {weight.float_type.value}, not f32"
+            )
+        raw = np.concatenate([_read(part, weight, source).reshape(-1) for part in weight.parts])
+        vector = np.frombuffer(raw.tobytes(), np.float32)
+        if not np.isfinite(vector).all():
+            raise DllamaError(
+                f"{source.path}: the vector {weight.name} holds NaN or infinity; the file is damaged, get it again"
+            )
+        vectors.append(vector)
+    content = np.concatenate(vectors)
+    padded = np.zeros(round_up(len(content), 8), np.float32)
+    padded[: len(content)] = content
+    return Chunk(weight_allocation(*(weight.name for weight in weights)), 0, padded.view(np.uint8))
 
 
 def weight_allocation(*names: str) -> str:

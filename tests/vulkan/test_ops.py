@@ -10,11 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from dllama_gpu.graph.batch import Batch, Row
+from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     Attention,
     Buffer,
     BufferType,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     Graph,
     KvCache,
@@ -25,6 +28,8 @@ from dllama_gpu.graph.graph import (
     RopeStore,
     Rows,
     TopCandidates,
+    TopExperts,
+    Weight,
 )
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import RopeStyle
@@ -351,6 +356,111 @@ def test_attention_past_4096_positions(runner: PlanRunner) -> None:
         program.run(Batch.of([Row(i, 0, position) for i, position in enumerate(stored)]))
         program.run(Batch.of([Row(6, 0, 4222), Row(7, 0, 4223)]))
     compare(programs, "out", 2, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("biases", [True, False])
+def test_rope_store_adds_biases_and_norms_heads(runner: PlanRunner, biases: bool, rotates: bool) -> None:
+    bench = attention_bench(7, 6, 2, 64)
+    store = bench.ops[2]
+    assert isinstance(store, RopeStore)
+    names = tuple(bench.weight(f"{n}_bias", normal(w, seed=w)) for n, w in (("q", 384), ("k", 128), ("v", 128)))
+    norms = bench.weight("q_norm", normal(64, seed=3)), bench.weight("k_norm", normal(64, seed=4))
+    bench.ops[2] = replace(
+        store,
+        angles=store.angles if rotates else None,
+        biases=names if biases else None,
+        norms=norms,
+        epsilon=1e-6,
+    )
+    programs = bench.run(runner)
+    assert np.allclose(programs[0].buffer("x", 7)[:, :384], programs[1].buffer("x", 7)[:, :384], atol=2e-5)
+    compare(programs, "out", 7, tolerance=3e-4)
+
+
+def test_attention_through_a_window(runner: PlanRunner) -> None:
+    bench = attention_bench(50, 6, 2, 64)
+    bench.ops[-1] = replace(bench.ops[-1], window=13)
+    programs = bench.compile(runner, seq_len=300)
+    oracle = programs[1]
+    for position in range(300):
+        oracle.keys["kv"][0, position] = oracle.stored["kv"][0, position] = np.zeros((2, 64))
+    for rows in ([Row(r, 0, r) for r in range(50)], [Row(0, 0, 50)], [Row(1, 0, 280)]):
+        for program in programs:
+            program.run(Batch.of(rows))
+        compare(programs, "out", len(rows), tolerance=3e-4)
+
+
+def test_scaled_embeddings_and_angles(runner: PlanRunner) -> None:
+    bench = OpBench(normal(3, 64))
+    bench.buffer("angles", 8)
+    bench.ops = [Embed("inputs", "x", scale=24.0), RopeAngles((1.0, 0.5, 0.25, 0.125), "angles", scale=1.25)]
+    programs = bench.run(runner)
+    compare(programs, "x", 3, tolerance=1e-7)
+    compare(programs, "angles", 3, tolerance=5e-7)
+
+
+@pytest.mark.parametrize("n_rows", [1, 17])
+@pytest.mark.parametrize("up_type", [FloatType.Q40, FloatType.F16])
+def test_gated_matmul_with_gelu(runner: PlanRunner, up_type: FloatType, n_rows: int) -> None:
+    bench = OpBench(normal(n_rows, 64))
+    bench.weight("gate", normal(64, 64, seed=1), FloatType.Q40)
+    bench.weight("up", normal(64, 64, seed=2), up_type)
+    bench.buffer("out", 64)
+    bench.ops.append(GatedMatmul("x", "gate", "up", "out", GateActivation.GELU_TANH))
+    compare(bench.run(runner), "out", n_rows)
+
+
+@pytest.mark.parametrize(("n_experts", "k", "normalize"), [(5, 2, True), (128, 8, True), (60, 4, False)])
+def test_experts_are_chosen_exactly(runner: PlanRunner, n_experts: int, k: int, normalize: bool) -> None:
+    logits = normal(9, n_experts) * 3
+    logits[1] = np.round(logits[1])  # equal ones: the lowest id first
+    bench = OpBench(logits)
+    bench.buffer("ids", k, BufferType.I32)
+    bench.buffer("weights", k)
+    bench.ops.append(TopExperts("x", "ids", "weights", normalize))
+    programs = bench.run(runner)
+    assert np.array_equal(programs[0].buffer("ids", 9), programs[1].buffer("ids", 9))
+    compare(programs, "weights", 9)
+
+
+@pytest.mark.parametrize("max_range", [128 << 20, 4 * 2 * 64 * 64])
+@pytest.mark.parametrize(("float_type", "type"), [(FloatType.Q40, BufferType.Q80), (FloatType.F16, BufferType.F32)])
+@pytest.mark.parametrize("n_rows", [1, 12])
+def test_mixture_of_experts(
+    runner: PlanRunner, n_rows: int, float_type: FloatType, type: BufferType, max_range: int
+) -> None:
+    """Experts 3 to 10 of 12 are here, in one piece or cut; the others' part is left out."""
+    limits = replace(runner.limits, max_range=max_range)
+    tuning = replace(on_processor(runner.tier), limits=limits)
+    cut = PlanRunner(runner.device, limits, runner.tier, tuning)
+    cut.kernels = runner.kernels
+    dim, hidden, k, n_experts = 64, 64, 3, 8
+    bench = OpBench(normal(n_rows, dim))
+    x = bench.norm(dim, type)
+    bench.weight("router", normal(12, dim, seed=1))
+    experts = {"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)}
+    for number, (name, (n, columns)) in enumerate(experts.items()):
+        parts = [
+            bench.source.add(f"{name}.{e}", normal(n, columns, seed=100 * number + e), float_type).parts[0]
+            for e in range(n_experts)
+        ]
+        bench.weights.append(Weight(name, float_type, n_experts * n, columns, tuple(parts), n_experts))
+    for name, width, kind in (
+        ("logits", 12, BufferType.F32),
+        ("ids", k, BufferType.I32),
+        ("weights", k, BufferType.F32),
+        ("hidden", k * hidden, type),
+        ("out", dim, BufferType.F32),
+    ):
+        bench.buffer(name, width, kind)
+    bench.ops += [
+        Matmul("x", "router", "logits"),
+        TopExperts("logits", "ids", "weights", True),
+        ExpertGatedMatmul(x, "ids", "gate", "up", "hidden", 3),
+        ExpertMatmul("hidden", "ids", "weights", "down", "out", 3),
+    ]
+    compare(bench.run(cut), "out", n_rows, tolerance=2e-5 if type is BufferType.F32 else 5e-3)
 
 
 @pytest.mark.parametrize(("n_logits", "k"), [(49152 // 8 + 5, 64), (4097, 1), (50, 50), (1500, 500)])
