@@ -1,0 +1,55 @@
+// Parameters, the API key, and a question before something is deleted.
+
+import { apiKey, setApiKey } from "./client.js";
+import { loadSettings, NUMBERS, saveSettings } from "./store.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Shows a dialog and resolves with the value of the button that closed it. */
+function shown(dialog) {
+  dialog.returnValue = "cancel";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
+}
+
+/** Lets a person change the parameters; resolves with whether they were saved. */
+export async function changeSettings() {
+  const fields = $("settings-form").elements;
+  const settings = loadSettings();
+  fill(fields, settings);
+  fields.key.value = apiKey();
+  if ((await shown($("settings"))) !== "save") return false;
+  const changed = { system: fields.system.value.trim(), stop: [] };
+  changed.stop = fields.stop.value.split("\n").filter((line) => line !== "").slice(0, 4);
+  for (const name of NUMBERS) if (fields[name].value !== "") changed[name] = fields[name].valueAsNumber;
+  saveSettings(changed);
+  setApiKey(fields.key.value.trim());
+  return true;
+}
+
+function fill(fields, settings) {
+  fields.system.value = settings.system;
+  fields.stop.value = settings.stop.join("\n");
+  for (const name of NUMBERS) fields[name].value = name in settings ? String(settings[name]) : "";
+}
+
+export function setUpSettings() {
+  $("settings-defaults").addEventListener("click", () => fill($("settings-form").elements, { system: "", stop: [] }));
+}
+
+/** Asks for the key; resolves with whether one was given. */
+export async function askForKey(problem) {
+  if ($("key-dialog").open) return false;
+  $("key-problem").textContent = problem;
+  $("key-input").value = "";
+  const answer = shown($("key-dialog"));
+  $("key-input").focus();
+  if ((await answer) !== "save" || !$("key-input").value.trim()) return false;
+  setApiKey($("key-input").value.trim());
+  return true;
+}
+
+export async function confirmed(question) {
+  $("confirm-text").textContent = question;
+  return (await shown($("confirm"))) === "yes";
+}
