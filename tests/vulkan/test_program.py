@@ -13,9 +13,10 @@ import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Device, Program, Row
 from dllama_gpu.graph.graph import BufferType, Rows
-from dllama_gpu.graph.llama import GraphOptions, build_llama
+from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -92,7 +93,7 @@ def test_logits_agree_with_the_oracle(
     scaling = RopeScaling(8.0, 1.0, 4.0, 16)
     write_random_m(path, **SHAPE, weight_type=float_type, rope_scaling=scaling, seed=1)
     source = MFile(path)
-    graph = build_llama(source.spec, source.tensors, options(buffer_type))
+    graph = build_graph(source.spec, source.tensors, options(buffer_type))
     program = device.compile(graph, source)
     wanted = logits(NumpyDevice().compile(graph, source))
     source.close()
@@ -106,12 +107,12 @@ def test_logits_agree_with_the_oracle(
 def test_every_division_of_a_prompt_into_chunks_gives_the_same(
     vulkan_device: Devices, source: ModelSource, chunk: int
 ) -> None:
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options()), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
     assert_close(logits(program, chunk), logits(program))
 
 
 def test_two_users_in_one_step_get_what_each_gets_alone(vulkan_device: Devices, source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, replace(options(), n_slots=2))
+    graph = build_graph(source.spec, source.tensors, replace(options(), n_slots=2))
     program = vulkan_device().compile(graph, source)
 
     def final(rows: list[Row]) -> npt.NDArray[np.float32]:
@@ -125,7 +126,7 @@ def test_two_users_in_one_step_get_what_each_gets_alone(vulkan_device: Devices, 
 
 
 def test_only_rows_that_want_logits_get_them(vulkan_device: Devices, source: ModelSource) -> None:
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options()), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
     everywhere = logits(program)
     program.run(Batch.of([Row(token, 0, p, p in (3, 39)) for p, token in enumerate(TOKENS)]))
     assert_close(program.buffer("logits", 2), everywhere[[3, 39]])
@@ -133,7 +134,7 @@ def test_only_rows_that_want_logits_get_them(vulkan_device: Devices, source: Mod
 
 
 def test_candidates_are_those_of_the_logits(vulkan_device: Devices, source: ModelSource) -> None:
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options()), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
     program.run(Batch.of([Row(token, 0, p, True, 0.5 + p / 8) for p, token in enumerate(TOKENS[:9])]))
     found = program.buffer("logits", 9).astype(np.float64)
     order = np.argsort(-found, axis=1, kind="stable")[:, :8]
@@ -147,10 +148,10 @@ def test_candidates_are_those_of_the_logits(vulkan_device: Devices, source: Mode
 def test_nodes_on_gpus_and_processors_make_one_model(
     vulkan_device: Devices, source: ModelSource, on_gpu: tuple[bool, ...]
 ) -> None:
-    wanted = logits(CpuDevice(1).compile(build_llama(source.spec, source.tensors, options()), source))
+    wanted = logits(CpuDevice(1).compile(build_graph(source.spec, source.tensors, options()), source))
     programs = []
     for shard, gpu in zip(shard_by_ratio(source.spec, [2, 1, 1][: len(on_gpu)]), on_gpu, strict=True):
-        graph = build_llama(source.spec, source.tensors, options(), shard)
+        graph = build_graph(source.spec, source.tensors, options(), shard)
         device: Device = vulkan_device() if gpu else CpuDevice(1)
         programs.append(device.compile(graph, source))
     cluster = LocalCluster(programs)
@@ -162,7 +163,7 @@ def test_nodes_on_gpus_and_processors_make_one_model(
 
 
 def test_any_buffer_can_be_read(vulkan_device: Devices, source: ModelSource) -> None:
-    graph = build_llama(source.spec, source.tensors, options(BufferType.Q80))
+    graph = build_graph(source.spec, source.tensors, options(BufferType.Q80))
     programs = [device.compile(graph, source) for device in (CpuDevice(1), vulkan_device())]
     for program in programs:
         program.run(Batch.of([Row(token, 0, p, p == 4) for p, token in enumerate(TOKENS[:5])]))
@@ -179,14 +180,14 @@ def test_any_buffer_can_be_read(vulkan_device: Devices, source: ModelSource) -> 
 
 
 def test_a_step_is_one_submit(vulkan_device: Devices, source: ModelSource) -> None:
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options()), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
     n_dispatches, n_barriers, n_submits = program.work_of(1, 1)
     assert n_submits == 1
     assert n_barriers <= n_dispatches
 
 
 def test_rows_outside_the_graph_are_refused(vulkan_device: Devices, source: ModelSource) -> None:
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options()), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
     for row, message in ((Row(128, 0, 0), "token 128"), (Row(0, 1, 0), "slot 1"), (Row(0, 0, 48), "position 48")):
         with pytest.raises(DllamaError, match=message):
             program.run(Batch.of([row]))
@@ -196,14 +197,14 @@ def test_rows_outside_the_graph_are_refused(vulkan_device: Devices, source: Mode
 
 def test_a_share_of_a_model_runs_only_within_a_cluster(vulkan_device: Devices, source: ModelSource) -> None:
     shard = shard_by_ratio(source.spec, [1, 1])[0]
-    program = vulkan_device().compile(build_llama(source.spec, source.tensors, options(), shard), source)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options(), shard), source)
     with pytest.raises(DllamaError, match="only within a cluster"):
         program.run(Batch.of([Row(0, 0, 0)]))
 
 
 def test_progress_ends_at_the_whole(vulkan_device: Devices, source: ModelSource) -> None:
     calls: list[tuple[int, int]] = []
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     vulkan_device().compile(graph, source, lambda done, total: calls.append((done, total)))
     assert calls[-1][0] == calls[-1][1] >= graph.weight_bytes()
     assert calls == sorted(calls)
@@ -213,7 +214,7 @@ def test_memory_that_the_gpu_refuses_is_a_sentence(vulkan_device: Devices, sourc
     from dllama_gpu.vulkan import _native
 
     device = vulkan_device()
-    graph = build_llama(source.spec, source.tensors, options())
+    graph = build_graph(source.spec, source.tensors, options())
     _native.fail_allocations(1)
     with pytest.raises(DllamaError, match=r"vulkan:\d+ .* has no memory left while memory for the model was taken"):
         device.compile(graph, source)
