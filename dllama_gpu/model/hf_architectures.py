@@ -30,6 +30,18 @@ _ATTENTION = {
 }
 _FEED_FORWARD = {"mlp.gate_proj.weight": "gate", "mlp.down_proj.weight": "down", "mlp.up_proj.weight": "up"}
 _HEAD_NORMS = {"self_attn.q_norm.weight": "q_norm", "self_attn.k_norm.weight": "k_norm"}
+_BIASES = {f"self_attn.{name}_proj.bias": f"{name}_bias" for name in ("q", "k", "v")}
+_POST_NORMS = {
+    "post_attention_layernorm.weight": "post_attention_norm",
+    "pre_feedforward_layernorm.weight": "ffn_norm",
+    "post_feedforward_layernorm.weight": "post_ffn_norm",
+}
+_MIXTRAL_EXPERTS = {
+    "block_sparse_moe.gate.weight": "router",
+    "block_sparse_moe.experts.#.w1.weight": "experts.#.gate",
+    "block_sparse_moe.experts.#.w2.weight": "experts.#.down",
+    "block_sparse_moe.experts.#.w3.weight": "experts.#.up",
+}
 _EXPERTS = {
     "mlp.gate.weight": "router",
     "mlp.experts.#.gate_proj.weight": "experts.#.gate",
@@ -58,6 +70,8 @@ class HfArchitecture:
     """INTERLEAVED: rows of q and k are reordered when they are read. The files themselves are all for HALF_SPLIT."""
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NEUTRAL)
     """Fields of `config.json` with the values that change nothing; a model with another value is refused."""
+    norms_less_one: bool = False
+    """Whether the files hold norms less 1."""
 
     def canonical_name(self, name: str) -> str | None:
         """The canonical name of a tensor of the folder; None for one that has no place in the architecture."""
@@ -95,7 +109,23 @@ HF_ARCHITECTURES: dict[str, HfArchitecture] = {
         Architecture.QWEN3_MOE,
         _ATTENTION | _HEAD_NORMS | _EXPERTS,
         RopeStyle.HALF_SPLIT,
-        _NEUTRAL | {"decoder_sparse_step": (1,), "mlp_only_layers": ([],), "norm_topk_prob": (True,)},
+        _NEUTRAL | {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    ),
+    "qwen2": HfArchitecture(Architecture.QWEN2, _ATTENTION | _BIASES | _FEED_FORWARD, RopeStyle.HALF_SPLIT),
+    "mixtral": HfArchitecture(Architecture.MIXTRAL, _ATTENTION | _MIXTRAL_EXPERTS, RopeStyle.INTERLEAVED),
+    "smollm3": HfArchitecture(Architecture.SMOLLM3, _ATTENTION | _FEED_FORWARD, RopeStyle.INTERLEAVED),
+    "gemma3_text": HfArchitecture(
+        Architecture.GEMMA3,
+        _ATTENTION | _HEAD_NORMS | _FEED_FORWARD | _POST_NORMS,
+        RopeStyle.HALF_SPLIT,
+        {
+            "attention_bias": (False,),
+            "hidden_activation": ("gelu_pytorch_tanh",),
+            "attn_logit_softcapping": (),
+            "final_logit_softcapping": (),
+            "use_bidirectional_attention": (False,),
+        },
+        norms_less_one=True,
     ),
 }
 """By the `model_type` of `config.json`."""

@@ -79,6 +79,8 @@ class HfFolder:
         file, tensor = self._stored[name]
         raw = file.view(tensor.offset, tensor.n_bytes).reshape(info.n_rows, -1)
         stored_type = _TYPES[tensor.dtype]
+        if self._kind.norms_less_one and name.endswith("norm"):
+            return quantize(dequantize(raw, stored_type) + np.float32(1), FloatType.F32)
         if stored_type is not info.float_type:
             try:
                 return quantize(dequantize(raw, stored_type), info.float_type)

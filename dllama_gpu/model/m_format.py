@@ -116,6 +116,7 @@ def header_from_spec(spec: ModelSpec, path: Path) -> list[tuple[HeaderKey, int]]
     Raises DllamaError when `spec` holds something that the format cannot express.
     """
     check_spec(spec, path)
+    _check_expressible(spec, path)
     pairs = [
         (HeaderKey.VERSION, 0),
         (HeaderKey.ARCH_TYPE, _code(_ARCHITECTURES, spec.architecture, "architecture", path)),
@@ -149,6 +150,18 @@ def header_from_spec(spec: ModelSpec, path: Path) -> list[tuple[HeaderKey, int]]
     if spec.moe_hidden_dim:
         pairs.append((HeaderKey.MOE_HIDDEN_DIM, spec.moe_hidden_dim))
     return pairs
+
+
+def _check_expressible(spec: ModelSpec, path: Path) -> None:
+    """Raises DllamaError for arithmetic that readers of the header would not know of."""
+    _code(_ARCHITECTURES, spec.architecture, "architecture", path)
+    scaling = spec.rope_scaling
+    if scaling is not None and (scaling.beta_fast or spec.architecture is not Architecture.LLAMA):
+        what = "YaRN" if scaling.beta_fast else spec.architecture.value
+        raise DllamaError(f"{path}: the .m format stores no RoPE scaling of {what} models; run the model as it is")
+    if not spec.normalize_experts or spec.sliding_window:
+        what = "sliding window" if spec.sliding_window else "weights of experts that do not add up to 1"
+        raise DllamaError(f"{path}: the .m format stores no {what}; run the model as it is")
 
 
 def tensor_layout(spec: ModelSpec) -> Iterator[TensorInfo]:

@@ -158,7 +158,12 @@ def _change_config(folder: Path, **changes):
         ({"rms_norm_eps": True}, "rms_norm_eps is True, but a number is wanted"),
         ({"attention_bias": True}, "attention_bias is True, but only False is supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but only 'silu' is supported"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope_type is 'longrope'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "mscale": 1.0}}, "RoPE scaling with mscale"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": 0.5}},
+            "beta_fast and beta_slow are 0.5 and 1",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "low_freq_factor is missing"),
         ({"rope_scaling": 3}, "rope_scaling is 3, but an object is wanted"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
