@@ -6,6 +6,7 @@ import argparse
 
 from dllama_gpu.cli.arguments import Options, Parser, whole_number
 from dllama_gpu.cli.cluster_options import seconds
+from dllama_gpu.cli.speculative_options import NGRAM, add_speculative_arguments
 
 DEFAULT_CONTEXT = 4096
 
@@ -38,6 +39,7 @@ def add_engine_arguments(parser: Parser, *, slots: int | None = 4) -> None:
         metavar="SECONDS",
         help="how long requests wait for a lost worker or device before they fail (default: 60)",
     )
+    add_speculative_arguments(parser, default=NGRAM)
 
 
 def _add_many_users(group: argparse._ArgumentGroup, slots: int) -> None:

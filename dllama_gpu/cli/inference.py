@@ -19,11 +19,12 @@ from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_
 from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_text
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
+from dllama_gpu.cli.speculative_options import OFF, add_speculative_arguments, has_speculation, make_drafter
 from dllama_gpu.cli.text_file import read_text
 
 if TYPE_CHECKING:
     from dllama_gpu.engine.events import FinishReason
-    from dllama_gpu.engine.generation import Generation, GenerationStatistics
+    from dllama_gpu.engine.generation import Generation
     from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 PROGRAM = "dllama-gpu inference"
@@ -72,6 +73,7 @@ def add_arguments(parser: Parser) -> None:
     )
     text.add_argument("--no-benchmark", action="store_true", help="do not print how fast it was")
     add_sampling_arguments(parser)
+    add_speculative_arguments(parser, default=OFF)
     add_device_arguments(parser)
     add_cluster_arguments(parser)
 
@@ -88,6 +90,7 @@ def run(options: Options) -> int:
     from dllama_gpu.cli.loading import load_program, make_device, open_chosen_model
     from dllama_gpu.engine.generation import EMPTY_PROMPT, Generation, GenerationRequest
     from dllama_gpu.engine.loading import generation_seq_len
+    from dllama_gpu.engine.speculation import MAX_DRAFT, Speculation
 
     device = make_device(options, PROGRAM)
     with open_chosen_model(options) as model:
@@ -95,14 +98,16 @@ def run(options: Options) -> int:
         if not ids and options.prompt_file is None:
             raise UsageError(EMPTY_PROMPT, PROGRAM)
         seq_len = generation_seq_len(model.spec, len(ids), options.steps, options.max_seq_len)
+        most_checked = 1 + (MAX_DRAFT if has_speculation(options) else 0)
         with load_program(
             model,
             device,
             options,
             seq_len=seq_len,
-            max_rows=min(options.prefill_chunk, len(ids)),
-            max_logit_rows=1,
+            max_rows=max(min(options.prefill_chunk, len(ids)), most_checked),
+            max_logit_rows=most_checked,
         ) as loaded:
+            drafter = make_drafter(options, model, device, n_slots=1, seq_len=seq_len)
             note("sampling", describe_sampling(sampling))
             blank_line()
             request = GenerationRequest(
@@ -112,15 +117,16 @@ def run(options: Options) -> int:
                 end_ids=frozenset() if options.ignore_eos else frozenset(model.tokenizer.eos_ids),
                 n_known_ids=model.tokenizer.vocab_size,
             )
-            generation = Generation(loaded.program, request)
+            speculation = None if drafter is None else Speculation(drafter)
+            generation = Generation(loaded.program, request, speculation=speculation)
             try:
                 print_text(generation, model.tokenizer, shown_prompt="" if options.chat else prompt)
             except KeyboardInterrupt:
                 if not options.no_benchmark:
-                    print_benchmark(generation.statistics, "stopped by Ctrl-C", loaded.seconds)
+                    print_benchmark(generation, "stopped by Ctrl-C", loaded.seconds)
                 return INTERRUPTED
     if not options.no_benchmark:
-        print_benchmark(generation.statistics, describe_end(generation.finish_reason, seq_len), loaded.seconds)
+        print_benchmark(generation, describe_end(generation.finish_reason, seq_len), loaded.seconds)
     return SUCCESS
 
 
@@ -162,10 +168,11 @@ def describe_end(reason: FinishReason | None, seq_len: int) -> str:
     return "as many tokens as --steps says"
 
 
-def print_benchmark(statistics: GenerationStatistics, end: str, load_seconds: float) -> None:
+def print_benchmark(generation: Generation, end: str, load_seconds: float) -> None:
     """Writes the benchmark block."""
     from dllama_gpu.engine.machine import peak_memory
 
+    statistics = generation.statistics
     blank_line()
     for label, n_tokens, seconds in (
         ("prefill", statistics.n_prompt_tokens, statistics.prefill_seconds),
@@ -173,6 +180,8 @@ def print_benchmark(statistics: GenerationStatistics, end: str, load_seconds: fl
     ):
         rate = f"{n_tokens / seconds:10.2f} tokens/s {1000 * seconds / n_tokens:9.2f} ms/token" if n_tokens else ""
         note(label, f"{n_tokens:6d} {'token ' if n_tokens == 1 else 'tokens'} {rate}")
+    if generation.n_drafted:
+        note("guesses", f"{generation.n_drafted:6d} checked, {generation.n_accepted} right")
     if statistics.time_to_first_token is not None:
         note("first token", f"{1000 * statistics.time_to_first_token:9.2f} ms")
     note("loading", f"{1000 * load_seconds:9.2f} ms")

@@ -10,8 +10,10 @@ from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.engine_options import context_length
 from dllama_gpu.cli.loading import buffer_type, describe
 from dllama_gpu.cli.serving_programs import ClusterPrograms, LocalPrograms, NodeShare
+from dllama_gpu.cli.speculative_options import has_speculation, make_drafter
 from dllama_gpu.engine.engine import Engine, EngineOptions
 from dllama_gpu.engine.loading import OpenModel, build_graph
+from dllama_gpu.engine.speculation import MAX_DRAFT
 from dllama_gpu.graph.options import GraphOptions
 
 
@@ -35,9 +37,10 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
     `add_engine_arguments`; `program` is the command's name for messages about usage. Raises DllamaError when the model
     cannot be run or a worker cannot be had.
     """
+    speculates = has_speculation(options)
     graph_options = GraphOptions(
         max_rows=options.prefill_chunk,
-        max_logit_rows=min(options.prefill_chunk, options.slots),
+        max_logit_rows=min(options.prefill_chunk, options.slots * (1 + (MAX_DRAFT if speculates else 0))),
         n_slots=options.slots,
         seq_len=context_length(options, model.spec.max_seq_len),
         buffer_type=buffer_type(options),
@@ -45,12 +48,16 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
     kind = LocalPrograms if options.workers is None else ClusterPrograms
     programs = kind(model.source, options, graph_options, program)
     describe(model, build_graph(model.source, graph_options), programs.device, alone=options.workers is None)
+    drafter = make_drafter(
+        options, model, programs.device, n_slots=graph_options.n_slots, seq_len=graph_options.seq_len
+    )
     try:
         with Engine(
             programs.first(),
             model.tokenizer,
             EngineOptions(max_queue=options.max_queue, recover_seconds=options.recover_seconds),
             rebuild=programs.rebuild,
+            drafter=drafter,
         ) as engine:
             yield Serving(engine, programs)
     finally:

@@ -51,7 +51,7 @@ class ActiveRequest:
         self.n_drafted = 0
         self.n_accepted = 0
         self.last_token_at: float | None = None
-        self._n_generated = 0
+        self.n_generated = 0
         self._tokenizer = tokenizer
         self._sampler = Sampler(request.sampling, request.prompt, tokenizer.vocab_size)
         self._stream = tokenizer.stream()
@@ -68,7 +68,7 @@ class ActiveRequest:
     @property
     def n_left(self) -> int:
         """Tokens that may still be generated."""
-        return self.request.max_tokens - self._n_generated
+        return self.request.max_tokens - self.n_generated
 
     @property
     def has_started(self) -> bool:
@@ -109,7 +109,7 @@ class ActiveRequest:
             logprob, top = logprobs_of(
                 prediction, token, request.n_logprobs, self._sampler.row_temperature, self._tokenizer.vocab_size
             )
-        self._n_generated += 1
+        self.n_generated += 1
         self._first_token_at = self._first_token_at or now
         if token in request.end_ids:
             return Advance(None, FinishReason.END_TOKEN)
@@ -139,7 +139,7 @@ class ActiveRequest:
 
     def usage(self) -> Usage:
         """Tokens until now."""
-        return Usage(len(self.request.prompt), self._n_generated, self.n_cached, self.n_drafted, self.n_accepted)
+        return Usage(len(self.request.prompt), self.n_generated, self.n_cached, self.n_drafted, self.n_accepted)
 
     def timings(self, now: float) -> Timings:
         """Seconds until now."""

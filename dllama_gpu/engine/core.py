@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
 from dllama_gpu.engine.active import ActiveRequest
+from dllama_gpu.engine.drafting import DraftWish
 from dllama_gpu.engine.events import Event, FinishReason, StartedEvent
 from dllama_gpu.engine.meters import Meters
 from dllama_gpu.engine.prediction import Prediction, read_predictions
@@ -24,8 +25,9 @@ from dllama_gpu.engine.scheduler import (
     plan_step,
     prompt_rows_within,
 )
+from dllama_gpu.engine.speculation import Speculation
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program, Row
 from dllama_gpu.graph.graph import Graph
 
 _log = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ class EngineCore:
         self,
         program: Program,
         options: CoreOptions | None = None,
+        speculation: Speculation | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options or CoreOptions()
+        self._speculation = speculation
         self._clock = clock
         self.meters = Meters(clock)
         self.queue: list[ActiveRequest] = []
@@ -105,11 +109,15 @@ class EngineCore:
         self._admit()
         if not self.running or self._program is None:
             return
+        drafts = self._draft()
         portions = plan_step(
-            [Running(slot, active.n_missing, 0, active.last_step) for slot, active in self.running.items()],
+            [
+                Running(slot, active.n_missing, len(drafts.get(slot, ())), active.last_step)
+                for slot, active in self.running.items()
+            ],
             self._limits(self._program.graph),
         )
-        self._compute(self._program, portions)
+        self._compute(self._program, portions, drafts)
 
     def fail_all(self, error: DllamaError) -> None:
         """Ends all requests with an error."""
@@ -138,6 +146,8 @@ class EngineCore:
             active.start(choice.slot, choice.n_reused, now)
             self.running[choice.slot] = active
             self.slots[choice.slot] = Slot([], False, self._n_steps)
+            if self._speculation is not None:
+                self._speculation.start(choice.slot)
             if is_new:
                 self.meters.started(active, now)
                 self._tell(active, StartedEvent(choice.n_reused))
@@ -149,48 +159,87 @@ class EngineCore:
             prompt_rows_within(self._options.step_seconds, self._seconds_per_prompt_row, graph.max_rows),
         )
 
-    def _compute(self, program: _Guarded, portions: Sequence[Portion]) -> None:
-        rows = []
-        for portion in portions:
-            active = self.running[portion.slot]
-            begin = active.n_computed
-            for index in range(begin, begin + portion.n_rows):
-                last = index == begin + portion.n_rows - 1
-                rows.append(active.row(index, wants_logits=last and portion.wants_logits))
+    def _draft(self) -> Mapping[int, Sequence[int]]:
+        """Guesses of texts by slot; none in steps that compute prompts too."""
+        texts = self.running.values()
+        if self._speculation is None or any(active.n_missing > 1 for active in texts):
+            return {}
+        wishes = [
+            DraftWish(active.slot, active.tokens, most)
+            for active in texts
+            if (most := min(active.n_left - 1, self.seq_len - len(active.tokens))) > 0
+        ]
+        try:
+            return self._speculation.draft(wishes, len(texts)) if wishes else {}
+        except Exception as error:
+            _log.warning("no more guesses by %s: %s", self._speculation.drafter.name, error)
+            self._speculation = None
+            return {}
+
+    def _compute(self, program: _Guarded, portions: Sequence[Portion], drafts: Mapping[int, Sequence[int]]) -> None:
+        rows = [row for portion in portions for row in self._rows(portion, drafts)]
         started = self._clock()
         program.run(Batch.of(rows))
         n_logit_rows = sum(row.wants_logits for row in rows)
-        predictions = iter(read_predictions(program, n_logit_rows) if n_logit_rows else [])
-        now = self._clock()
+        predictions = read_predictions(program, n_logit_rows) if n_logit_rows else []
         n_prompt_rows = sum(portion.n_rows for portion in portions if portion.n_rows > 1)
-        self._measure(now - started, n_prompt_rows)
-        n_tokens = 0
+        self._measure(self._clock() - started, n_prompt_rows, len(rows))
+        n_tokens = n_read = 0
         for portion in portions:
             active = self.running[portion.slot]
             active.n_computed += portion.n_rows
             active.last_step = self._n_steps
             if portion.wants_logits:
-                n_tokens += self._advance(active, next(predictions))
+                own = predictions[n_read : n_read + 1 + portion.n_draft]
+                n_tokens += self._advance(active, own, drafts.get(portion.slot, ()))
+                n_read += len(own)
         self._n_steps += 1
-        self.meters.stepped(self._clock(), self._clock() - started, n_prompt_rows, n_tokens)
-
-    def _advance(self, active: ActiveRequest, prediction: Prediction) -> int:
-        """Chooses the next token of a request, and tells it; returns how many there were."""
         now = self._clock()
+        self.meters.stepped(now, now - started, n_prompt_rows, n_tokens)
+
+    def _rows(self, portion: Portion, drafts: Mapping[int, Sequence[int]]) -> list[Row]:
+        active = self.running[portion.slot]
+        begin, end = active.n_computed, active.n_computed + portion.n_rows
+        rows = [active.row(i, wants_logits=portion.wants_logits and i == end - 1) for i in range(begin, end)]
+        guesses = drafts[portion.slot][: portion.n_draft] if portion.n_draft else ()
+        return rows + [active.draft_row(guess, end + i) for i, guess in enumerate(guesses)]
+
+    def _advance(self, active: ActiveRequest, predictions: Sequence[Prediction], draft: Sequence[int]) -> int:
+        """Chooses the next tokens of a request: one, and one more for each guess that was right; tells them.
+
+        `predictions` are those of its last known token and of the guesses behind it. Returns how many tokens came.
+        """
+        n_tokens, now, n_before = 0, self._clock(), active.n_generated
+        reason: FinishReason | None = None
         try:
-            advance = active.advance(prediction, self.seq_len, now)
+            for n_tokens, prediction in enumerate(predictions, start=1):
+                advance = active.advance(prediction, self.seq_len, now)
+                if advance.event is not None:
+                    self._tell(active, advance.event)
+                reason = advance.reason
+                is_last = reason is not None or n_tokens == len(predictions)
+                if is_last or active.tokens[-1] != draft[n_tokens - 1]:
+                    break
+                active.n_computed += 1
         except DllamaError as error:
             self._fail(active, error)
-            return 0
-        self.meters.tokens(active, 1, now)
-        if advance.event is not None:
-            self._tell(active, advance.event)
-        if advance.reason is not None:
-            self._finish(active, advance.reason)
-        return 1
+            return active.n_generated - n_before
+        self.meters.tokens(active, n_tokens, now)
+        n_drafted = len(predictions) - 1
+        if n_drafted and self._speculation is not None:
+            active.n_drafted += n_drafted
+            active.n_accepted += n_tokens - 1
+            self.meters.n_drafted_tokens += n_drafted
+            self.meters.n_accepted_tokens += n_tokens - 1
+            self._speculation.checked(active.slot, n_drafted, n_tokens - 1)
+        if reason is not None:
+            self._finish(active, reason)
+        return n_tokens
 
-    def _measure(self, seconds: float, n_prompt_rows: int) -> None:
-        """Keeps in mind what a row of a prompt costs."""
+    def _measure(self, seconds: float, n_prompt_rows: int, n_rows: int) -> None:
+        """Keeps in mind what a row of a prompt costs, and what one of a text."""
+        if self._speculation is not None and not n_prompt_rows:
+            self._speculation.measured(n_rows, seconds)
         if n_prompt_rows:
             each, old = seconds / n_prompt_rows, self._seconds_per_prompt_row
             self._seconds_per_prompt_row = each if old is None else old + _SMOOTHING * (each - old)

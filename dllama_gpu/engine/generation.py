@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from dllama_gpu.engine.drafting import DraftWish
 from dllama_gpu.engine.events import FinishReason
 from dllama_gpu.engine.prediction import read_predictions
 from dllama_gpu.engine.sampler import Sampler
 from dllama_gpu.engine.sampling import SamplingParams
+from dllama_gpu.engine.speculation import Speculation
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Program, Row
 
@@ -52,8 +54,8 @@ class GenerationStatistics:
 class Generation:
     """One text made in one KV slot of a program that does nothing else meanwhile.
 
-    A scheduler of many slots can take the place of this class and keep the rest: request, sampler, finish reason and
-    statistics belong to one text, and its rows carry their slot.
+    With `speculation` the text is the same and may come faster; `n_drafted` and `n_accepted` count its guesses and
+    those that were right. For many texts at once see `Engine`.
 
     Raises DllamaError when the prompt is empty or too long for the program's `seq_len`, or `max_tokens` is below 1.
     """
@@ -64,6 +66,7 @@ class Generation:
         request: GenerationRequest,
         *,
         slot: int = 0,
+        speculation: Speculation | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_prompt(len(request.prompt), program.graph.seq_len)
@@ -73,6 +76,12 @@ class Generation:
         self._request = request
         self._slot = slot
         self._clock = clock
+        self._speculation = speculation
+        self._most_guesses = min(program.graph.max_rows, program.graph.max_logit_rows or program.graph.max_rows) - 1
+        if speculation is not None:
+            speculation.start(slot)
+        self.n_drafted = 0
+        self.n_accepted = 0
         self._sampler = Sampler(request.sampling, request.prompt, request.n_known_ids)
         self._n_prompt_done = 0
         self._n_chosen = 0
@@ -98,21 +107,59 @@ class Generation:
         Raises DllamaError when the logits are not finite numbers.
         """
         self._prefill(on_prefill)
-        started = self._clock()
-        token = self._choose()
-        self._first_token_seconds = self._prefill_seconds + self._clock() - started
-        position = len(self._request.prompt)
+        known = list(self._request.prompt)
+        draft: Sequence[int] = ()
+        predictions = read_predictions(self._program, 1)
+        n_used = 0
         while True:
+            started = self._clock()
+            token = self._sampler.sample(predictions[n_used])
+            self._count_token(self._clock() - started)
+            position = len(known)
+            known.append(token)
             self.finish_reason = self._reason_to_stop(token, position)
             if self.finish_reason is not FinishReason.END_TOKEN:
                 yield token
             if self.finish_reason is not None:
                 return
+            if n_used < len(draft) and token == draft[n_used]:
+                n_used += 1  # what follows was computed with the guess
+                continue
+            self._checked(len(draft), n_used)
             started = self._clock()
-            self._program.run(Batch.of([self._row(token, position, wants_logits=True)]))
-            token = self._choose()
+            draft = self._guess(known)
+            rows = [self._row(each, position + i, wants_logits=True) for i, each in enumerate([token, *draft])]
+            self._run_decode(rows)
+            predictions, n_used = read_predictions(self._program, len(rows)), 0
             self._decode_seconds += self._clock() - started
-            position += 1
+
+    def _guess(self, known: Sequence[int]) -> Sequence[int]:
+        """Guesses of the next tokens, as many as pay."""
+        most = min(
+            self._request.max_tokens - self._n_chosen - 1, self._program.graph.seq_len - len(known), self._most_guesses
+        )
+        if self._speculation is None or most < 1:
+            return ()
+        return self._speculation.draft([DraftWish(self._slot, known, most)], 1).get(self._slot, ())
+
+    def _run_decode(self, rows: Sequence[Row]) -> None:
+        started = self._clock() if self._speculation is not None else 0.0
+        self._program.run(Batch.of(rows))
+        if self._speculation is not None:
+            self._speculation.measured(len(rows), self._clock() - started)
+
+    def _checked(self, n_drafted: int, n_right: int) -> None:
+        self.n_drafted += n_drafted
+        self.n_accepted += n_right
+        if self._speculation is not None:
+            self._speculation.checked(self._slot, n_drafted, n_right)
+
+    def _count_token(self, seconds: float) -> None:
+        self._n_chosen += 1
+        if self._first_token_seconds is None:
+            self._first_token_seconds = self._prefill_seconds + seconds
+        else:
+            self._decode_seconds += seconds
 
     def _prefill(self, on_prefill: PrefillProgress | None) -> None:
         prompt = self._request.prompt
@@ -127,12 +174,6 @@ class Generation:
 
     def _row(self, token: int, position: int, *, wants_logits: bool) -> Row:
         return Row(token, self._slot, position, wants_logits, self._sampler.row_temperature)
-
-    def _choose(self) -> int:
-        """The next token by the one row that wanted logits in the last step."""
-        token = self._sampler.sample(read_predictions(self._program, 1)[0])
-        self._n_chosen += 1
-        return token
 
     def _reason_to_stop(self, token: int, position: int) -> FinishReason | None:
         """Why `token`, which would stand at `position`, is the last one; None if it is not."""

@@ -186,3 +186,19 @@ def test_the_default_model_answers_a_question_and_ends(run: Run, smollm2_gguf: P
     assert done.out.startswith("Gravity is a fundamental concept in physics that describes the")
     assert done.value("end") == "the model ended its text"
     assert "<|im_end|>" not in done.out
+
+
+@pytest.mark.parametrize("sampling", [("--temperature", 0), ("--seed", 3)])
+def test_guessing_ahead_changes_nothing_about_the_text(run: Run, tiny: TinyModel, sampling: tuple[object, ...]) -> None:
+    wish = ["inference", *files(tiny), "--prompt", PROMPT * 2, "--steps", 20, "--ignore-eos", *sampling]
+    expected = run(*wish).out
+    assert run(*wish, "--speculative", "ngram").out == expected
+    drafted = run(*wish, "--draft-model", tiny.model)
+    assert drafted.out == expected
+    assert drafted.value("guesses").split()[1] == "checked,"
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(run: Run, tiny: TinyModel, tiny_gguf: Path) -> None:
+    done = run("inference", *files(tiny), "--prompt", PROMPT, "--draft-model", tiny_gguf)
+    assert done.status == 1
+    assert "it has 259 tokens and the model 258" in done.err

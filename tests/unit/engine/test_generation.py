@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllama_gpu.engine.drafting import DraftWish
 from dllama_gpu.engine.events import FinishReason
 from dllama_gpu.engine.generation import Generation, GenerationRequest, chunks
 from dllama_gpu.engine.sampling import SamplingParams
+from dllama_gpu.engine.speculation import Speculation
 from dllama_gpu.errors import DllamaError
 from tests.unit.engine.fake_program import FakeProgram
 
@@ -128,6 +130,40 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_generated() -> None:
     assert tokens == [9, 0, 1]  # what would follow 9 is unknown, and all others are equal
 
 
+class EveryOtherRight:
+    """Guesses that the text counts up, and is wrong at each second token."""
+
+    name = "test"
+
+    def draft(self, wishes: Sequence[DraftWish]) -> list[list[int]]:
+        (wish,) = wishes
+        return [[(wish.tokens[-1] + 1 + i + (i % 2) * 7) % 32 for i in range(wish.n)]]
+
+    def forget(self, slot: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.5, seed=4)])
+def test_guesses_change_the_number_of_steps_but_not_the_text(sampling: SamplingParams) -> None:
+    for max_tokens in range(1, 12):
+        plain = FakeProgram(counts_up, max_rows=9)
+        expected, _ = generate(plain, [3, 4], max_tokens, sampling=sampling)
+        guessed = FakeProgram(counts_up, max_rows=9)
+        generation = Generation(
+            guessed, GenerationRequest([3, 4], max_tokens, sampling), speculation=Speculation(EveryOtherRight())
+        )
+        assert list(generation.tokens()) == expected
+    assert len(guessed.batches) < len(plain.batches)
+    assert generation.n_drafted > generation.n_accepted > 0
+
+
+def test_guesses_stay_within_the_context() -> None:
+    program = FakeProgram(counts_up, seq_len=7, max_rows=9)
+    generation = Generation(program, GenerationRequest([1], 50, GREEDY), speculation=Speculation(EveryOtherRight()))
+    assert list(generation.tokens()) == [2, 3, 4, 5, 6, 7, 8]
+    assert generation.finish_reason is FinishReason.CONTEXT_FULL
+
+
 def ticking(seconds: Sequence[float]) -> Iterator[float]:
     now = 0.0
     for step in seconds:
@@ -137,7 +173,7 @@ def ticking(seconds: Sequence[float]) -> Iterator[float]:
 
 def test_statistics_tell_the_steps_apart_and_leave_out_the_callers_time() -> None:
     # Each measured stretch reads the clock at its begin and end; the odd steps lie between two stretches.
-    times = ticking([0, 2.0, 100, 3.0, 100, 0.5, 100, 0.25, 100, 0.25])
+    times = ticking([0, 2.0, 100, 3.0, 100, 0.5, 100, 0.125, 100, 0.125, 100, 0.125, 100, 0.125])
     request = GenerationRequest([0, 1, 2, 3, 4, 5], 3, GREEDY)
     progress: list[tuple[int, int]] = []
     generation = Generation(

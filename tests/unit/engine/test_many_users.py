@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.engine.draft_model import ModelDrafter
+from dllama_gpu.engine.drafting import Drafter, DraftWish, NgramDrafter
 from dllama_gpu.engine.engine import Engine
 from dllama_gpu.engine.events import FinishedEvent, TokenEvent
 from dllama_gpu.engine.generation import Generation, GenerationRequest
@@ -57,12 +59,40 @@ def tokens(listener: Listener) -> list[int]:
     return [event.token for event in listener.events if isinstance(event, TokenEvent)]
 
 
-def test_many_users_at_once_get_the_tokens_that_each_gets_alone(model: OpenModel) -> None:
+class Guesser:
+    """Knows the right texts, and is wrong at every third token."""
+
+    name = "test"
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self.texts = texts
+
+    def draft(self, wishes: Sequence[DraftWish]) -> list[list[int]]:
+        drafts = []
+        for wish in wishes:
+            known, tokens = len(wish.tokens), list(wish.tokens)
+            text = next((text for text in self.texts if list(text[:known]) == tokens), tokens)
+            drafts.append([token + (place % 3 == 2) for place, token in enumerate(text)][known : known + wish.n])
+        return drafts
+
+    def forget(self, slot: int) -> None:
+        pass
+
+
+def drafters(model: OpenModel, texts: Sequence[Sequence[int]]) -> dict[str, Drafter | None]:
+    same = ModelDrafter(program(model, n_slots=4), "itself", model.tokenizer.vocab_size)
+    return {"none": None, "n-gram": NgramDrafter(), "right and wrong": Guesser(texts), "model": same}
+
+
+@pytest.mark.parametrize("kind", ["none", "n-gram", "right and wrong", "model"])
+def test_many_users_at_once_get_the_tokens_that_each_gets_alone(model: OpenModel, kind: str) -> None:
     solo = program(model, n_slots=1)
     requests = [request(number) for number in range(24)]
     expected = [alone(solo, wanted, model.tokenizer.vocab_size) for wanted in requests]
+    texts = [[*wanted.prompt, *text] for wanted, text in zip(requests, expected, strict=True)]
     listeners = [Listener() for _ in requests]
-    with Engine(program(model, n_slots=4), model.tokenizer) as engine:
+    drafter = drafters(model, texts)[kind]
+    with Engine(program(model, n_slots=4), model.tokenizer, drafter=drafter) as engine:
         for number, (wanted, listener) in enumerate(zip(requests, listeners, strict=True)):
             ticket = engine.submit(wanted, listener)
             if number % 5 == 4:
@@ -75,6 +105,11 @@ def test_many_users_at_once_get_the_tokens_that_each_gets_alone(model: OpenModel
         else:
             assert tokens(listener) == text
     assert statistics.n_cached_tokens > 0
+    if kind in ("right and wrong", "model"):
+        assert statistics.n_drafted_tokens >= statistics.n_accepted_tokens > 0
+        last = listeners[0].last
+        assert isinstance(last, FinishedEvent)
+        assert last.usage.n_generated_tokens == len(expected[0])
 
 
 def test_logprobs_are_those_of_the_model_at_temperature_1(model: OpenModel) -> None:

@@ -265,3 +265,57 @@ def test_a_number_out_of_range_is_refused_with_its_name_and_value(name: str, val
 
 def unwanted() -> Floats:
     raise AssertionError("all logits were read where the candidates settle the choice")
+
+
+@given(random_logits(), sampling_params, st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.3, 0.95]))
+@settings(max_examples=300, deadline=None)
+def test_only_allowed_tokens_are_drawn_as_if_there_were_no_others(
+    logits: Floats, params: SamplingParams, seed: int, part: float
+) -> None:
+    allowed = np.random.default_rng(seed).random(len(logits)) < part
+    allowed[seed % len(logits)] = True
+    ids = np.flatnonzero(allowed)
+    few, alone = Sampler(params), Sampler(params)
+    for _ in range(3):
+        token = few.sample(prediction_of(logits, few.row_temperature), allowed)
+        assert token == ids[alone.sample(prediction_of(logits[ids], alone.row_temperature))]
+
+
+@given(random_logits(), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_a_greedy_choice_takes_the_likeliest_allowed_token(logits: Floats, seed: int) -> None:
+    allowed = np.random.default_rng(seed).random(len(logits)) < 0.2
+    allowed[seed % len(logits)] = True
+    token = Sampler(SamplingParams(temperature=0)).sample(prediction_of(logits), allowed)
+    assert token == np.where(allowed, logits, -np.inf).argmax()
+
+
+def test_a_mask_shorter_than_the_vocabulary_allows_nothing_past_its_end() -> None:
+    logits = np.arange(10, dtype=np.float32)
+    assert Sampler(SamplingParams(temperature=0)).sample(prediction_of(logits), np.ones(4, bool)) == 3
+
+
+def test_a_mask_that_allows_nothing_is_an_error() -> None:
+    with pytest.raises(DllamaError, match="allows no token"):
+        Sampler(SamplingParams()).sample(prediction_of(np.zeros(10, np.float32)), np.zeros(10, bool))
+
+
+def test_a_bias_is_added_to_the_logits_of_its_tokens() -> None:
+    logits = np.array([1.0, 2.0, 3.0, 0.0], np.float32)
+    row = prediction_of(logits)
+    assert Sampler(SamplingParams(temperature=0, logit_bias={0: 2.5})).sample(row) == 0
+    assert Sampler(SamplingParams(temperature=0, logit_bias={2: -100.0, 99: 5.0})).sample(row) == 1
+
+
+def test_logits_that_could_not_be_read_do_not_change_what_a_seed_draws() -> None:
+    logits = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    params = SamplingParams(temperature=1.0, seed=3, presence_penalty=0.5)
+
+    def fails() -> Floats:
+        raise DllamaError("a worker left")
+
+    whole, broken = Sampler(params), Sampler(params)
+    expected = [whole.sample(prediction_of(logits)) for _ in range(4)]
+    with pytest.raises(DllamaError, match="a worker left"):
+        broken.sample(replace(prediction_of(logits), read_logits=fails))
+    assert [broken.sample(prediction_of(logits)) for _ in range(4)] == expected
