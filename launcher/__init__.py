@@ -1,5 +1,5 @@
 """From a bare machine to a running model: the environment, the catalogue of models, verified downloads.
 
-Everything here uses the standard library alone (and `dllama_gpu.errors`, which does too), because it runs before
-there is an environment.
+Everything here uses the standard library alone, because it runs before there is an environment; so do
+`dllama_gpu.errors` and `dllama_gpu.hub.catalogue`, which it imports.
 """

@@ -73,13 +73,13 @@ class TextOutput:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Advance]:
+def progress(title: str, unit: str, *, rate: bool = False) -> Iterator[Advance]:
     """A progress display on standard error for something that takes more than a moment.
 
     A bar on a terminal, which is gone when it is done; elsewhere a line every ten seconds. `unit` is "bytes" or what is
-    counted.
+    counted; `rate` shows bytes a second and the time left.
     """
-    display = _Bar(title, unit) if sys.stderr.isatty() else _Lines(title)
+    display = _Bar(title, unit, rate) if sys.stderr.isatty() else _Lines(title, rate)
     try:
         yield display.advance
     finally:
@@ -87,9 +87,10 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
 
 
 class _Bar:
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, rate: bool) -> None:
         self._title = title
         self._unit = unit
+        self._rate = rate
         self._started = time.monotonic()
         self._bar: Progress | None = None
 
@@ -99,7 +100,7 @@ class _Bar:
                 return
             self._bar = self._make_bar()
             self._bar.start()
-            self._bar.add_task(self._title, total=total)
+            self._bar.add_task(self._title, total=total, completed=done)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
@@ -119,6 +120,7 @@ class _Bar:
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),
             count,
+            *([rich_progress.TransferSpeedColumn()] if self._rate else []),
             rich_progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -126,15 +128,23 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, rate: bool) -> None:
         self._title = title
-        self._written = time.monotonic()
+        self._rate = rate
+        self._written = self._started = time.monotonic()
+        self._done_at_start: int | None = None
 
     def advance(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._done_at_start is None:
+            self._done_at_start = done
         if now - self._written >= _LINE_EVERY_SECONDS:
             self._written = now
-            print(f"{self._title}: {100 * done // max(total, 1)} %", file=sys.stderr, flush=True)
+            line = f"{self._title}: {100 * done // max(total, 1)} %"
+            per_second = (done - self._done_at_start) / (now - self._started)
+            if self._rate and per_second > 0:
+                line += f", {per_second / 1e6:.1f} MB/s, {(total - done) / per_second:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves nothing to take back."""

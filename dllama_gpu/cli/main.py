@@ -25,6 +25,7 @@ _COMMANDS = {
     "worker": "lend this machine to a root elsewhere",
     "workers": "list the workers on this network",
     "plan": "say what a cluster would do with a model before anything is loaded",
+    "download": "get a model from Hugging Face's hub or a mirror",
     "convert": "turn models of other formats into .m and .t files",
     "inspect": "show what a model or tokenizer file holds",
 }

@@ -20,7 +20,7 @@ from dllama_gpu.tokenizer.t_file import read_t_file
 from tests.support.tiny import TinyModel
 from tests.unit.cli.conftest import Run
 
-COMMANDS = ["inference", "chat", "perplexity", "devices", "worker", "plan", "convert", "inspect"]
+COMMANDS = ["inference", "chat", "perplexity", "devices", "worker", "plan", "download", "convert", "inspect"]
 
 
 def facts(text: str) -> dict[str, str]:
