@@ -209,7 +209,7 @@ def _install_test_tools(console: Console, *, assume_yes: bool) -> None:
     try:
         system_packages.install(system_packages.missing_for_tests(), console, assume_yes=assume_yes)
     except DllamaError as error:
-        console.say(f"warning: tests of ARM, of GPUs or of networks will be skipped. {error}")
+        console.say(f"warning: tests of ARM, of GPUs, of networks or of the web page will be skipped. {error}")
 
 
 def _install_gpu_needs(console: Console, *, assume_yes: bool) -> None:

@@ -57,7 +57,7 @@ def missing_for_gpus() -> list[Need]:
 
 def missing_for_tests() -> list[Need]:
     """What some tests use on Linux: a cross compiler and an emulator for ARM, a Vulkan driver that needs no GPU and the
-    layer that checks its use, and for root, networks of namespaces.
+    layer that checks its use, a browser, and for root, networks of namespaces.
     """
     if not sys.platform.startswith("linux"):
         return []
@@ -68,6 +68,8 @@ def missing_for_tests() -> list[Need]:
         needs.append(Need("Vulkan's validation layer", "vulkan-validationlayers"))
     if os.geteuid() == 0 and not shutil.which("ip"):
         needs.append(Need("a tool for network namespaces", "iproute2"))
+    if _is_debian() and not shutil.which("chromium"):
+        needs.append(Need("a browser", "chromium"))
     if platform.machine() == "aarch64":
         return needs
     if not shutil.which("aarch64-linux-gnu-g++"):
@@ -129,6 +131,14 @@ def _root_prefix() -> list[str] | None:
     if not shutil.which("sudo"):
         return None
     return ["sudo"] if sys.stdin.isatty() else ["sudo", "--non-interactive"]  # else it would wait for a password
+
+
+def _is_debian() -> bool:
+    """Debian itself: what Ubuntu calls chromium installs nothing where snaps cannot run."""
+    try:
+        return platform.freedesktop_os_release().get("ID") == "debian"
+    except OSError:
+        return False
 
 
 def _debian_python() -> str:

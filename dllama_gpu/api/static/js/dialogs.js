@@ -20,7 +20,7 @@ export async function changeSettings() {
   fields.key.value = apiKey();
   if ((await shown($("settings"))) !== "save") return false;
   const changed = { system: fields.system.value.trim(), stop: [] };
-  changed.stop = fields.stop.value.split("\n").filter((line) => line !== "").slice(0, 4);
+  changed.stop = fields.stop.value.split("\n").filter((line) => line !== "").slice(0, 16);
   for (const name of NUMBERS) if (fields[name].value !== "") changed[name] = fields[name].valueAsNumber;
   saveSettings(changed);
   setApiKey(fields.key.value.trim());
@@ -39,7 +39,6 @@ export function setUpSettings() {
 
 /** Asks for the key; resolves with whether one was given. */
 export async function askForKey(problem) {
-  if ($("key-dialog").open) return false;
   $("key-problem").textContent = problem;
   $("key-input").value = "";
   const answer = shown($("key-dialog"));

@@ -17,10 +17,17 @@ const closeDrawer = setUpDrawer();
 const chat = new Chat({ changed: drawList, needsKey, model: () => model?.id ?? null });
 const cluster = new ClusterPage(needsKey);
 
-async function needsKey(problem) {
-  if (!(await askForKey(problem))) return false;
-  await findModel();
-  return true;
+let asking = null;
+
+/** Asks for the API key, once for all who need it; resolves with whether one was given. */
+function needsKey(problem) {
+  asking ??= askForKey(problem)
+    .then(async (isGiven) => {
+      if (isGiven) await findModel({ asks: false });
+      return isGiven;
+    })
+    .finally(() => (asking = null));
+  return asking;
 }
 
 // What is on the screen stands in the address, so that reload, back and bookmarks work.
@@ -80,15 +87,14 @@ async function send() {
   await asked;
 }
 
-async function findModel() {
+async function findModel({ asks = true } = {}) {
   try {
     [model = null] = await listModels();
     $("model-name").textContent = model?.id ?? "no model";
     $("model-name").title = model?.context_length ? `Context of ${model.context_length} tokens` : "Model";
-    field.placeholder = "Message";
   } catch (error) {
     $("model-name").textContent = "not connected";
-    if (error instanceof ApiError && error.status === 401) needsKey(error.message);
+    if (asks && error instanceof ApiError && error.status === 401) needsKey(error.message);
   }
 }
 
