@@ -20,10 +20,11 @@ from dllama_gpu.api.chat_prompt import encode_messages
 from dllama_gpu.api.cluster_view import cluster_json
 from dllama_gpu.api.completions import complete_text
 from dllama_gpu.api.errors import ApiError
-from dllama_gpu.api.guards import ApiKeyGuard, BodyGuard
+from dllama_gpu.api.guards import ApiKeyGuard, BodyGuard, HostGuard
 from dllama_gpu.api.json_text import JsonResponse
 from dllama_gpu.api.metrics import Metrics
 from dllama_gpu.api.openapi import describe
+from dllama_gpu.api.page import page_response
 from dllama_gpu.api.parameters import check_model
 from dllama_gpu.api.reading import check_content_type, read_body
 from dllama_gpu.api.request_context import context_of
@@ -43,6 +44,8 @@ def make_app(service: Service) -> ASGIApp:
     ]
     if settings.api_keys:
         middleware.insert(0, Middleware(ApiKeyGuard, keys=settings.api_keys))
+    else:
+        middleware.insert(0, Middleware(HostGuard, allowed=settings.host_names))
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -64,6 +67,8 @@ def make_app(service: Service) -> ASGIApp:
             Route("/metrics", endpoints.metrics_text),
             Route("/api/cluster", endpoints.cluster),
             Route("/openapi.json", endpoints.openapi),
+            Route("/", endpoints.page),
+            Route("/static/{path:path}", endpoints.page),
         ],
         middleware=middleware,
         exception_handlers={
@@ -118,6 +123,13 @@ class _Endpoints:
 
     async def cluster(self, request: Request) -> Response:
         return JsonResponse(cluster_json(self._service))
+
+    async def page(self, request: Request) -> Response:
+        path = request.path_params.get("path", "index.html")
+        answer = page_response(path, request.headers.get("If-None-Match"))
+        if answer is None:
+            raise HTTPException(404)
+        return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
     async def openapi(self, request: Request) -> Response:
         return JsonResponse(describe(has_keys=bool(self._service.settings.api_keys)))

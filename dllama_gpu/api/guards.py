@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -14,6 +16,8 @@ from dllama_gpu.api.json_text import JsonResponse
 
 _OPEN_PATHS = ("/", "/health")
 _OPEN_FOLDER = "/static/"
+# RFC 6761, RFC 6762, RFC 8375, and what ICANN has promised never to give away or routers commonly use.
+_PRIVATE_ENDS = (".localhost", ".local", ".home.arpa", ".internal", ".lan", ".home", ".localdomain", ".test")
 
 
 class ApiKeyGuard:
@@ -45,6 +49,49 @@ class ApiKeyGuard:
         # All are compared, in constant time, so that the time tells nothing.
         matches = [hmac.compare_digest(found, key) for key in self._keys]
         return scheme.lower() == "bearer" and any(matches)
+
+
+class HostGuard:
+    """Refuses requests that a browser was led to send here under the name of a foreign site.
+
+    A site whose name suddenly resolves to 127.0.0.1 is of the same origin as this server to a browser (DNS rebinding).
+    The header Host still tells its name.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(name.lower() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on a request, or answers 403."""
+        host = host_name(Headers(scope=scope).get("Host", "")) if scope["type"] == "http" else ""
+        if not host or host in self._allowed or is_private_name(host):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            403,
+            f"the header Host says {host[:100]!r}, which this server does not know as a name of its own; start it with "
+            f"--allow-host {host[:100]}, or with --api-key",
+            param="Host",
+            code="unknown_host",
+        )
+        await _answer(error, scope, receive, send)
+
+
+def host_name(header: str) -> str:
+    """The name or number in a header Host, without the port."""
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def is_private_name(host: str) -> bool:
+    """Whether no stranger can own this name: a number, a name without a dot, or one that the public DNS never has."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return "." not in host or host.endswith(_PRIVATE_ENDS)
 
 
 class BodyGuard:

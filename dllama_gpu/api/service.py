@@ -47,6 +47,8 @@ class Settings:
     """For what a request leaves out."""
     api_keys: tuple[str, ...] = ()
     """Any of these is needed; none: everybody may ask."""
+    host_names: tuple[str, ...] = ()
+    """Names of this server beside those that nobody else can own; without keys, others are refused."""
     cors_origins: tuple[str, ...] = ()
     """Whose pages may ask from a browser; `*`: all."""
     max_body_bytes: int = 16 << 20

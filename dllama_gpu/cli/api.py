@@ -79,6 +79,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="ORIGIN",
         help="let pages of this origin (https://example.org, or *) use the server from a browser; may be repeated",
     )
+    network.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="a name in the public DNS under which this server is reached; may be repeated (not needed with --api-key)",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--request-timeout",
@@ -162,6 +168,7 @@ def _settings(options: Options) -> Settings:
     return Settings(
         model_names=names,
         api_keys=_keys(options),
+        host_names=(options.host, *(options.allow_host or ())),
         cors_origins=tuple(options.cors_origin or ()),
         max_body_bytes=options.max_body,
         request_seconds=options.request_timeout,

@@ -139,15 +139,15 @@ def test_a_client_that_takes_nothing_is_given_up(serve: Serve):
             assert eventually(lambda: len(api.service.active) == 0, 30)
 
 
-@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic one", "Bearer one two"])
-def test_without_a_key_only_the_page_and_health_are_open(serve: Serve, header: str | None):
+def test_without_a_key_only_the_page_and_health_are_open(serve: Serve):
     with serve(api_keys=("one", "two")) as api:
-        headers = {} if header is None else {"Authorization": header}
-        for method, path in (("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/api/cluster")):
-            response = api.client.request(method, path, headers=headers)
-            assert response.status_code == 401
-            assert response.json()["error"]["code"] == "invalid_api_key"
-            assert response.headers["www-authenticate"] == "Bearer"
+        for header in (None, "Bearer", "Bearer wrong", "Basic one", "Bearer one two"):
+            headers = {} if header is None else {"Authorization": header}
+            for method, path in (("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/api/cluster")):
+                response = api.client.request(method, path, headers=headers)
+                assert response.status_code == 401
+                assert response.json()["error"]["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer"
         assert api.client.get("/health").status_code == 200
         for key in ("one", "two"):
             assert api.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
@@ -203,3 +203,36 @@ def test_when_the_server_ends_running_answers_may_come_to_their_end_and_nothing_
         started = time.monotonic()
         connection.close()  # now nobody waits for anything
     assert time.monotonic() - started < 15
+
+
+HOSTS = {
+    "evil.example": 403,
+    "evil.example:9990": 403,
+    "127.0.0.1.evil.example": 403,
+    "localhost:9990": 200,
+    "[::1]:9990": 200,
+    "192.168.1.5": 200,
+    "desk": 200,
+    "desk.local.": 200,
+    "Llama.Example.org": 200,
+}
+
+
+def test_a_foreign_sites_name_is_refused_where_no_key_protects(serve: Serve):
+    with serve(host_names=("llama.example.org",)) as api:
+        found = {host: api.client.get("/v1/models", headers={"Host": host}).status_code for host in HOSTS}
+        assert found == HOSTS
+    with serve(api_keys=("k",)) as api:
+        headers = {"Host": "evil.example", "Authorization": "Bearer k"}
+        assert api.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_the_page_is_served_and_asked_for_anew_only_if_it_changed(api: Running):
+    page = api.client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    unchanged = api.client.get("/", headers={"If-None-Match": page.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    for path in ("/static/nothing.js", "/static/../app.py", "/static/%2e%2e/app.py", "/static/"):
+        assert api.client.get(path).status_code == 404
