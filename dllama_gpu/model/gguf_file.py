@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,10 @@ from dllama_gpu.formats.gguf_header import GgufTensor, MetadataValue, read_gguf_
 from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.model.codecs import dequantize, quantize, row_chunks
 from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.gguf_names import ROPE_DIVISORS, canonical_tensors, stored_name
 from dllama_gpu.model.gguf_spec import Metadata, spec_from_metadata
 from dllama_gpu.model.m_format import layer_layout
-from dllama_gpu.model.source import TensorInfo
+from dllama_gpu.model.source import TensorInfo, always_f32
 from dllama_gpu.model.spec import ModelSpec
 
 _KEPT_TYPES = {
@@ -33,24 +33,6 @@ _KEPT_TYPES = {
     GGMLQuantizationType.Q8_0: FloatType.Q80,
 }
 """Types that are read as they lie in the file; all others are dequantized and stored as Q80."""
-
-_MODEL_NAMES = {
-    "token_embd.weight": "embedding",
-    "output_norm.weight": "final_norm",
-    "output.weight": "head",
-}
-_LAYER_NAMES = {
-    "attn_q.weight": "q",
-    "attn_k.weight": "k",
-    "attn_v.weight": "v",
-    "attn_output.weight": "o",
-    "ffn_gate.weight": "gate",
-    "ffn_down.weight": "down",
-    "ffn_up.weight": "up",
-    "attn_norm.weight": "attention_norm",
-    "ffn_norm.weight": "ffn_norm",
-}
-_ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GgufFile:
@@ -69,8 +51,8 @@ class GgufFile:
             header = read_gguf_header(self._file)
             self.metadata: Mapping[str, MetadataValue] = MappingProxyType(header.metadata)
             fields = Metadata(path, header.metadata)
-            divisors = header.tensors.get(_ROPE_DIVISORS)
-            self._stored = _canonical_tensors(path, header.tensors)
+            divisors = header.tensors.get(ROPE_DIVISORS)
+            self._stored = canonical_tensors(path, fields.architecture, header.tensors)
             self._tensors = {name: _tensor_info(path, name, tensor) for name, tensor in self._stored.items()}
             self._spec = spec_from_metadata(fields, self._tensors, None if divisors is None else self._floats(divisors))
             _check_tensors(path, self._spec, self._tensors)
@@ -147,28 +129,6 @@ def _to_float32(raw: npt.NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> 
     return values
 
 
-def _canonical_tensors(path: Path, tensors: dict[str, GgufTensor]) -> dict[str, GgufTensor]:
-    """The model's tensors by canonical name, in file order. Raises DllamaError for one that has no such name."""
-    named: dict[str, GgufTensor] = {}
-    for tensor in tensors.values():
-        layer = re.fullmatch(r"blk\.(0|[1-9]\d{0,3})\.(.+)", tensor.name)
-        if tensor.name in _MODEL_NAMES:
-            named[_MODEL_NAMES[tensor.name]] = tensor
-        elif layer and layer[2] in _LAYER_NAMES:
-            named[f"layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}"] = tensor
-        elif tensor.name != _ROPE_DIVISORS:
-            raise DllamaError(f"{path}: {_refusal(tensor.name)}")
-    return named
-
-
-def _refusal(name: str) -> str:
-    if name.endswith(".bias"):
-        return f"the tensor {name} is a bias; models with biases are not supported"
-    if "_exps." in name or "_inp." in name or re.search(r"ffn_\w+\.\d+\.weight", name):
-        return f"the tensor {name} belongs to a mixture of experts, which is not supported for this architecture"
-    return f"the tensor {name} has no place in the architecture; the model is of a kind that is not supported"
-
-
 def _check_readable(path: Path, tensor: GgufTensor) -> None:
     """Raises DllamaError when the gguf package cannot decode the tensor's type."""
     if tensor.ggml_type in _KEPT_TYPES:
@@ -185,7 +145,7 @@ def _check_readable(path: Path, tensor: GgufTensor) -> None:
 def _tensor_info(path: Path, name: str, tensor: GgufTensor) -> TensorInfo:
     """How the tensor will be read."""
     _check_readable(path, tensor)
-    if len(tensor.shape) == 1:
+    if always_f32(name, tensor.shape):
         return TensorInfo(name, tensor.shape, FloatType.F32)
     return TensorInfo(name, tensor.shape, _KEPT_TYPES.get(tensor.ggml_type, FloatType.Q80))
 
@@ -195,28 +155,22 @@ def _check_tensors(path: Path, spec: ModelSpec, tensors: dict[str, TensorInfo]) 
     wanted = {"embedding": (spec.vocab_size, spec.dim), "final_norm": (spec.dim,)}
     if not spec.tied_embeddings:
         wanted["head"] = (spec.vocab_size, spec.dim)
-    if spec.n_layers * len(_LAYER_NAMES) > len(tensors):
+    n_tensors = spec.n_layers * sum(1 for _ in layer_layout(spec, 0))
+    if n_tensors > len(tensors):
         raise DllamaError(
-            f"{path}: block_count is {spec.n_layers}, but the file has only {len(tensors)} tensors; the file is damaged"
+            f"{path}: block_count is {spec.n_layers}, but the file has only {len(tensors)} tensors, where its layers "
+            f"should have {n_tensors}; the file is damaged"
         )
     for layer in range(spec.n_layers):
         wanted |= {info.name: info.shape for info in layer_layout(spec, layer)}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise DllamaError(f"{path}: the tensor {_gguf_name(name)} is missing; the file is damaged")
+            raise DllamaError(f"{path}: the tensor {stored_name(name)} is missing; the file is damaged")
         if tensors[name].shape != shape:
             found, expected = list(tensors[name].shape), list(shape)
-            raise DllamaError(f"{path}: the tensor {_gguf_name(name)} has the shape {found}, but {expected} is wanted")
+            raise DllamaError(f"{path}: the tensor {stored_name(name)} has the shape {found}, but {expected} is wanted")
     for name in tensors:
         if name not in wanted:
             raise DllamaError(
-                f"{path}: the tensor {_gguf_name(name)} belongs to no layer: block_count is {spec.n_layers}"
+                f"{path}: the tensor {stored_name(name)} belongs to no layer: block_count is {spec.n_layers}"
             )
-
-
-def _gguf_name(name: str) -> str:
-    """The file's name of a tensor, from the canonical one."""
-    parts = name.split(".")
-    if parts[0] == "layers":
-        return f"blk.{parts[1]}." + {short: full for full, short in _LAYER_NAMES.items()}[parts[2]]
-    return {short: full for full, short in _MODEL_NAMES.items()}[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +19,24 @@ from dllama_gpu.model.spec_check import check_spec
 
 Number = TypeVar("Number", int, float)
 
-# Mistral and many others also call themselves "llama" here.
-ARCHITECTURES = {"llama": Architecture.LLAMA}
+# Mistral and many others also call themselves "llama" here; Mixtral does as well, and has experts.
+ARCHITECTURES = {
+    "llama": Architecture.LLAMA,
+    "qwen2": Architecture.QWEN2,
+    "qwen3": Architecture.QWEN3,
+    "qwen3moe": Architecture.QWEN3_MOE,
+    "gemma3": Architecture.GEMMA3,
+    "smollm3": Architecture.SMOLLM3,
+}
 
-# Metadata of the llama architecture that changes the arithmetic, the values with which it changes nothing, and what it
+# Converters to GGUF reorder the rows of q and k of llama models, so that pairs lie side by side.
+_INTERLEAVED = (Architecture.LLAMA, Architecture.MIXTRAL, Architecture.SMOLLM3)
+
+# Metadata that changes the arithmetic, the values with which it changes nothing, and what it
 # is. A file with another value would load and write nonsense.
 _REFUSED_FEATURES: dict[str, tuple[tuple[MetadataValue, ...], str]] = {
-    "expert_count": ((0,), "a mixture of experts"),
+    "expert_shared_count": ((0,), "an expert that all tokens share"),
+    "expert_weights_scale": ((0.0, 1.0), "scaled weights of experts"),
     "attention.causal": ((True,), "attention that is not causal"),
     "attention.clamp_kqv": ((0.0,), "clamped attention inputs"),
     "attention.scale": ((0.0,), "its own attention scale"),
@@ -41,6 +54,12 @@ _REFUSED_FEATURES: dict[str, tuple[tuple[MetadataValue, ...], str]] = {
 _LLAMA3_LOW_FREQ_FACTOR = 1.0
 _LLAMA3_HIGH_FREQ_FACTOR = 4.0
 _LLAMA3_ORIGINAL_MAX_SEQ_LEN = 8192
+
+# GGUF files do not say these; all models of the architecture have them.
+_SMOLLM3_NO_ROPE_INTERVAL = 4
+_GEMMA3_GLOBAL_INTERVAL = 6
+_GEMMA3_LOCAL_ROPE_THETA = 10000.0
+_GEMMA3_27B_LAYERS = 62
 
 
 class Metadata:
@@ -61,6 +80,8 @@ class Metadata:
             )
         self._prefix = architecture
         self.architecture = ARCHITECTURES[architecture]
+        if self.architecture is Architecture.LLAMA and self.number("expert_count", int, 0):
+            self.architecture = Architecture.MIXTRAL
 
     def key(self, name: str) -> str:
         """The full key of a field of the architecture."""
@@ -128,12 +149,35 @@ def spec_from_metadata(
         weight_type=main_type(tensors.values()),
         norm_epsilon=_decimal(metadata.number("attention.layer_norm_rms_epsilon", float)),
         rope_theta=rope_theta,
-        rope_style=RopeStyle.INTERLEAVED,  # converters to GGUF reorder the rows of q and k of llama models for it
+        rope_style=(RopeStyle.INTERLEAVED if metadata.architecture in _INTERLEAVED else RopeStyle.HALF_SPLIT),
         rope_scaling=_rope_scaling(metadata, head_dim, rope_theta, rope_divisors),
         tied_embeddings="head" not in tensors,
     )
+    spec = replace(spec, **_extras(metadata, spec))
     check_spec(spec, path)
     return spec
+
+
+def _extras(metadata: Metadata, spec: ModelSpec) -> dict[str, Any]:
+    """Fields of the spec that only this architecture has."""
+    if metadata.architecture.has_experts:
+        return {
+            "n_experts": metadata.number("expert_count", int),
+            "n_active_experts": metadata.number("expert_used_count", int),
+            "moe_hidden_dim": metadata.number("expert_feed_forward_length", int, spec.hidden_dim),
+        }
+    if metadata.architecture is Architecture.SMOLLM3:
+        return {"no_rope_interval": _SMOLLM3_NO_ROPE_INTERVAL}
+    if metadata.architecture is Architecture.GEMMA3:
+        # The 27B model alone scales its scores by the size that heads would have if they shared the width.
+        is_27b = spec.n_layers == _GEMMA3_27B_LAYERS
+        return {
+            "sliding_window": metadata.number("attention.sliding_window", int, 0),
+            "global_interval": _GEMMA3_GLOBAL_INTERVAL,
+            "local_rope_theta": _decimal(metadata.number("rope.freq_base_swa", float, _GEMMA3_LOCAL_ROPE_THETA)),
+            "attention_scale": (spec.dim / spec.n_heads) ** -0.5 if is_27b else 0.0,
+        }
+    return {}
 
 
 def _refuse_features(metadata: Metadata) -> None:
@@ -144,6 +188,8 @@ def _refuse_features(metadata: Metadata) -> None:
             "`llama-gguf-split --merge`, or get the model in one file"
         )
     for name, (neutral, feature) in _REFUSED_FEATURES.items():
+        if name == "attention.sliding_window" and metadata.architecture is Architecture.GEMMA3:
+            continue
         value = metadata.get(name)
         if value is not None and value not in neutral:
             shown = shown_value(value)
@@ -154,17 +200,37 @@ def _rope_scaling(
     metadata: Metadata, head_dim: int, theta: float, divisors: npt.NDArray[np.float32] | None
 ) -> RopeScaling | None:
     kind = metadata.text(metadata.key("rope.scaling.type"), "none")
-    if kind not in ("none", "linear"):
+    if kind not in ("none", "linear", "yarn"):
         raise DllamaError(
-            f"{metadata.path}: {metadata.key('rope.scaling.type')} is {shown_value(kind)}, but only 'none' and "
-            "'linear' are supported"
+            f"{metadata.path}: {metadata.key('rope.scaling.type')} is {shown_value(kind)}, but only 'none', 'linear' "
+            "and 'yarn' are supported"
         )
+    if kind == "yarn":
+        return _yarn_scaling(metadata)
     factor = _decimal(metadata.number("rope.scaling.factor", float, 1.0)) if kind == "linear" else 1.0
     if factor == 1.0:
         return None if divisors is None else _scaling_from_divisors(metadata.path, divisors, head_dim, theta)
     if divisors is not None:
         raise DllamaError(f"{metadata.path} has both linear RoPE scaling and rope_freqs.weight, which is not supported")
     return _linear_scaling(factor)
+
+
+def _yarn_scaling(metadata: Metadata) -> RopeScaling:
+    for name, neutral in (("yarn_log_multiplier", 0.0), ("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0)):
+        key = f"rope.scaling.{name}"
+        if metadata.number(key, float, neutral) != neutral:
+            raise DllamaError(f"{metadata.path}: {metadata.key(key)} is not {neutral:g}, which is not supported")
+    factor = _decimal(metadata.number("rope.scaling.factor", float))
+    attention_factor = _decimal(metadata.number("rope.scaling.attn_factor", float, 1.0))
+    return RopeScaling(
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=1.0,
+        original_max_seq_len=metadata.number("rope.scaling.original_context_length", int),
+        beta_fast=_decimal(metadata.number("rope.scaling.yarn_beta_fast", float, 32.0)),
+        beta_slow=_decimal(metadata.number("rope.scaling.yarn_beta_slow", float, 1.0)),
+        attention_factor=attention_factor * (0.1 * math.log(max(factor, 1.0)) + 1.0),
+    )
 
 
 def _linear_scaling(factor: float) -> RopeScaling:

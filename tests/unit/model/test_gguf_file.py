@@ -263,7 +263,10 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], None], str]] = {
         lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.zeros(128, np.float32)),
         r"blk\.0\.attn_q\.bias is a bias",
     ),
-    "experts": (lambda writer: writer.add_expert_count(8), r"llama\.expert_count is 8: a mixture of experts"),
+    "a shared expert": (
+        lambda writer: writer.add_expert_shared_count(1),
+        r"llama\.expert_shared_count is 1: an expert that all tokens share",
+    ),
     "expert tensor": (
         lambda writer: writer.add_tensor("blk.0.ffn_gate_exps.weight", np.zeros((2, 32), np.float32)),
         "belongs to a mixture of experts",
@@ -278,8 +281,11 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], None], str]] = {
     ),
     "sliding window": (lambda writer: writer.add_sliding_window(64), "sliding window attention is not supported"),
     "yarn": (
-        lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-        r"llama\.rope\.scaling\.type is 'yarn', but only 'none' and 'linear'",
+        lambda writer: (
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            writer.add_rope_scaling_yarn_ext_factor(0.5),
+        ),
+        r"llama\.rope\.scaling\.yarn_ext_factor is not 1",
     ),
     "strange divisors": (
         lambda writer: writer.add_tensor("rope_freqs.weight", np.linspace(1, 9, 32, dtype=np.float32)),
@@ -361,8 +367,8 @@ def test_a_missing_tensor_is_named_as_the_file_names_it(tmp_path: Path, name: st
 
 def test_an_architecture_without_builder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    _write(path, architecture="qwen2")
-    with pytest.raises(DllamaError, match=r"architecture 'qwen2', which is not supported \(supported: llama\)"):
+    _write(path, architecture="phi3")
+    with pytest.raises(DllamaError, match=r"architecture 'phi3', which is not supported \(supported: llama, qwen2,"):
         GgufFile(path)
 
 
