@@ -22,17 +22,17 @@ PEER = "benchmarks.peers.llama_cpp"
 
 def measure_ours(job: Job) -> Measurement:
     """Runs the job with dllama-gpu. Raises DllamaError when it fails."""
-    return measurement_from_json(_run(sys.executable, OURS, to_json(job)))
+    return measurement_from_json(run_module(sys.executable, OURS, to_json(job)))
 
 
 def measure_peer(job: Job, python: str) -> Measurement:
     """Runs the job with llama.cpp in the interpreter `python`. Raises DllamaError when it fails."""
-    return measurement_from_json(_run(python, PEER, to_json(job)))
+    return measurement_from_json(run_module(python, PEER, to_json(job)))
 
 
 def measure_read_rate(n_threads: int, n_bytes: int) -> float:
     """Bytes per second of a plain read loop. Raises DllamaError when it fails."""
-    return float(_run(sys.executable, "benchmarks.read_rate", str(n_threads), str(n_bytes)))
+    return float(run_module(sys.executable, "benchmarks.read_rate", str(n_threads), str(n_bytes)))
 
 
 def why_no_peer(python: str) -> str | None:
@@ -80,8 +80,8 @@ def confined_to(n_processors: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def _run(python: str, module: str, *arguments: str) -> str:
-    """The last line that `python -m module arguments` prints."""
+def run_module(python: str, module: str, *arguments: str) -> str:
+    """The last line that `python -m module arguments` prints. Raises DllamaError when it fails."""
     try:
         done = subprocess.run(
             [python, "-m", module, *arguments],

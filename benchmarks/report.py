@@ -67,12 +67,12 @@ def _speed(results: Results) -> str:
                     f"{statistics.median(ours):.1f}",
                     f"{statistics.median(peer):.1f}" if peer else _NONE,
                     f"**{statistics.median(by_round):.2f}**" if by_round else _NONE,
-                    _range(Spread.of(by_round)) if by_round else _NONE,
+                    spread_text(Spread.of(by_round)) if by_round else _NONE,
                 ]
             )
     header = ["model", "threads", "phase", f"{_OURS}, tokens/s", f"{_PEER}, tokens/s", "ratio", "least–most"]
     note = _agreement_note(results.comparisons)
-    return "## Speed\n\n" + _table(header, rows) + (f"\n\n{note}" if note else "")
+    return "## Speed\n\n" + table(header, rows) + (f"\n\n{note}" if note else "")
 
 
 def _agreement_note(comparisons: Sequence[Comparison]) -> str:
@@ -98,7 +98,7 @@ def _bounds(results: Results) -> str:
                 str(comparison.n_threads),
                 f"{work.decode_bytes / 1e6:.0f} MB",
                 f"{statistics.median(one.read_rate for one in rounds) / 1e9:.1f} GB/s",
-                f"{ours.median:.2f} ({_range(ours)})",
+                f"{ours.median:.2f} ({spread_text(ours)})",
                 f"{statistics.median(peer):.2f}" if peer else _NONE,
                 f"{decode * work.decode_macs / 1e9:.0f}",
                 f"{prefill * macs_per_token / 1e9:.0f}",
@@ -114,7 +114,7 @@ def _bounds(results: Results) -> str:
         f"decode GMAC/s, {_OURS}",
         f"prefill GMAC/s, {_OURS}",
     ]
-    return "## Against the machine's bounds\n\n" + _table(header, rows)
+    return "## Against the machine's bounds\n\n" + table(header, rows)
 
 
 def _memory(results: Results) -> str:
@@ -132,7 +132,7 @@ def _memory(results: Results) -> str:
                 ]
             )
     header = ["model", "threads", "program", "file, MiB", "peak memory, MiB", "load, s"]
-    return "## Memory\n\n" + _table(header, rows)
+    return "## Memory\n\n" + table(header, rows)
 
 
 def _by_program(comparison: Comparison) -> Iterable[tuple[str, list[Measurement]]]:
@@ -155,21 +155,22 @@ def _contention(results: Results) -> str:
                 contention.program,
                 f"{statistics.median(contention.alone):.1f}",
                 f"{statistics.median(contention.contended):.1f}",
-                f"**{kept.median:.2f}** ({_range(kept)})",
+                f"**{kept.median:.2f}** ({spread_text(kept)})",
             ]
         )
     header = ["model", "threads", "program", "decode alone, tokens/s", "beside a busy process", "share kept"]
     return (
-        "## Beside a busy process\n\n" + _table(header, rows) + "\n\n"
+        "## Beside a busy process\n\n" + table(header, rows) + "\n\n"
         "As many processors as threads; the busy process takes one of them. With n threads, n/(n+1) is a fair share."
     )
 
 
-def _range(spread: Spread) -> str:
+def spread_text(spread: Spread) -> str:
+    """Least and greatest value."""
     return f"{spread.least:.2f}–{spread.most:.2f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]

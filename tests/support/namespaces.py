@@ -78,6 +78,11 @@ class Network:
         """The machine's IPv4 address."""
         return f"10.77.0.{machine + 1}"
 
+    @property
+    def made_of(self) -> str:
+        """What delays packets, for reports."""
+        return "tc netem" if has_netem() else "a switch of our own in user space, for this kernel has no netem"
+
     def command(self, machine: int, *command: str) -> list[str]:
         """`command` as it runs on that machine."""
         return ["ip", "netns", "exec", self._names[machine], *command]
