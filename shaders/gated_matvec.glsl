@@ -1,4 +1,5 @@
-// out[n] = activation(x[n] · gateᵀ) ∘ (x[n] · upᵀ) for 1 to 8 rows n; rows 2h and 2h + 1 of the weight are gate h and up h.
+// out[n] = activation(x[n] · gateᵀ) ∘ (x[n] · upᵀ) for BATCH_ROWS rows n, and the
+// next BATCH_ROWS for each step along z; rows 2h and 2h + 1 of the weight are gate h and up h.
 // A workgroup makes 32 numbers of each row: a block, should they be stored as Q80.
 #extension GL_EXT_control_flow_attributes : require
 
@@ -39,10 +40,11 @@ shared float products[BATCH_ROWS * 32];
 #include "activation.glsl"
 
 void main() {
+    uint first_batch = gl_WorkGroupID.z * BATCH_ROWS;
     uint block = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     for (uint row = team_number() * ROWS; row < 64; row += WORKGROUP / TEAM * ROWS) {
         clear_sums();
-        add_products(64 * block + row, shape.n_rows - 1, 0, 1.0);
+        add_products(64 * block + row, shape.n_rows - 1, first_batch * shape.x_stride, 1.0);
         sum_over_team();
         if (team_lane() == 0) {
             [[unroll]] for (uint r = 0; r < ROWS; r += 2) {
@@ -56,7 +58,7 @@ void main() {
     for (uint i = gl_LocalInvocationID.x; i < 8 * BATCH_ROWS; i += WORKGROUP) {
         uint quad = 8 * block + i % 8;
         if (4 * quad < shape.n_rows / 2) {
-            store_quad(i, i / 8, shape.first / 4 + quad, shape.out_words, shape.first + shape.n_rows / 2);
+            store_quad(i, first_batch + i / 8, shape.first / 4 + quad, shape.out_words, shape.first + shape.n_rows / 2);
         }
     }
 }

@@ -1,4 +1,4 @@
-// out[n][out_column + r] = x[n] · weight row r, for 1 to 8 rows n.
+// out[n][out_column + r] = x[n] · weight row r, for BATCH_ROWS rows n, and the next BATCH_ROWS for each step along z.
 #extension GL_EXT_control_flow_attributes : require
 
 layout(local_size_x_id = 0) in;
@@ -32,13 +32,15 @@ void main() {
     uint group = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     uint first_row = (group * (WORKGROUP / TEAM) + team_number()) * ROWS;
     clear_sums();
-    add_products(first_row, shape.n_rows - 1, 0, 1.0);
+    uint first_batch = gl_WorkGroupID.z * BATCH_ROWS;
+    add_products(first_row, shape.n_rows - 1, first_batch * shape.x_stride, 1.0);
     sum_over_team();
     if (team_lane() == 0) {
         [[unroll]] for (uint r = 0; r < ROWS; r++) {
             if (first_row + r < shape.n_rows) {
                 [[unroll]] for (uint n = 0; n < BATCH_ROWS; n++) {
-                    y[n * shape.out_stride + shape.out_column + first_row + r] = sums[r * BATCH_ROWS + n];
+                    uint at = (first_batch + n) * shape.out_stride + shape.out_column + first_row + r;
+                    y[at] = sums[r * BATCH_ROWS + n];
                 }
             }
         }

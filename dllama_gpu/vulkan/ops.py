@@ -176,16 +176,17 @@ def _multiply(
         return
     tuning, type = around.tuning, _TYPE_NUMBERS[matrix.float_type]
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
-        if n_rows <= tune.MAX_MATVEC_ROWS:
-            shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, n_rows)
+        if together is not None:
+            shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, together)
             yield Dispatch(
                 "matvec_dot" if dot else _by_tier("matvec", tuning),
-                (shape.workgroup, type, shape.team, shape.rows, n_rows),
+                (shape.workgroup, type, shape.team, shape.rows, together),
                 (shard.units, shard.scales, *inputs, out.values("w")),
                 push,
-                long_grid(-(-shard.n_rows // (shape.workgroup // shape.team * shape.rows))),
+                long_grid(-(-shard.n_rows // (shape.workgroup // shape.team * shape.rows)), n_rows // together),
             )
         else:
             tile = tune.tile(tuning, dot, n_rows)
@@ -210,17 +211,18 @@ def _gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> I
         return
     type, mode, gelu = _TYPE_NUMBERS[matrix.float_type], _out_mode(out), _gelu(op.activation)
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
         outputs = out.values("w"), out.scales("w")
-        if n_rows <= tune.MAX_MATVEC_ROWS:
-            shape = tune.gated_matvec(tuning, n_rows)
+        if together is not None:
+            shape = tune.gated_matvec(tuning, together)
             yield Dispatch(
                 "gated_matvec_dot" if dot else _by_tier("gated_matvec", tuning),
-                (shape.workgroup, type, shape.team, shape.rows, n_rows, mode, gelu),
+                (shape.workgroup, type, shape.team, shape.rows, together, mode, gelu),
                 (shard.units, shard.scales, *inputs, *outputs),
                 push,
-                long_grid(-(-shard.n_rows // 64)),
+                long_grid(-(-shard.n_rows // 64), n_rows // together),
             )
         else:
             tile = tune.tile(tuning, dot, n_rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.vulkan.limits import DeviceLimits, Tier
 
-MAX_MATVEC_ROWS = 8  # batch rows up to which a matmul reads its weights without shared memory
+_MAX_MATVEC_ROWS = 8  # batch rows that a matmul without shared memory computes together
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,13 @@ def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
         busy_groups=512,
         slice_size=4096,
     )
+
+
+def matvec_rows(tuning: Tuning, n_rows: int) -> int | None:
+    """Batch rows of a matvec, which divide `n_rows`; None where a matmul with tiles in shared memory is faster."""
+    if n_rows > _MAX_MATVEC_ROWS and not tuning.limits.is_cpu:
+        return None
+    return max(n for n in range(1, _MAX_MATVEC_ROWS + 1) if n_rows % n == 0)
 
 
 def matvec(tuning: Tuning, n_rows: int, n_units: int, batch_rows: int) -> MatvecShape:

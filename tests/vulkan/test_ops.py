@@ -44,16 +44,12 @@ FloatArray = npt.NDArray[np.float32]
 QUANTIZED = (FloatType.Q40, FloatType.Q41, FloatType.Q80)
 ROW_COUNTS = (1, 2, 7, 32, 128)
 
-# The least that any device has, and choices that a big GPU gets; lavapipe's own are made from its limits.
-SMALL = DeviceLimits(subgroup_size=8, max_invocations=256, shared_bytes=16 << 10)
+SMALL = DeviceLimits(subgroup_size=8, max_invocations=256, shared_bytes=16 << 10)  # the least that any device has
+WIDE = replace(SMALL, subgroup_size=32)  # teams of several of this driver's subgroups
 
 
 def on_processor(tier: Tier) -> Tuning:
     return for_device(replace(SMALL, is_cpu=True), tier)
-
-
-def on_gpu(tier: Tier) -> Tuning:
-    return for_device(SMALL, tier)
 
 
 class Setting:
@@ -64,9 +60,10 @@ class Setting:
 
 
 SETTINGS = [
-    Setting(f"{tier.name.lower()}-{kind}", tier, make(tier))
-    for tier in (Tier.BASE, Tier.SUBGROUP, Tier.DOT)
-    for kind, make in (("processor", on_processor), ("gpu", on_gpu))
+    Setting("base", Tier.BASE, for_device(WIDE, Tier.BASE)),
+    Setting("subgroup", Tier.SUBGROUP, for_device(WIDE, Tier.SUBGROUP)),
+    Setting("dot", Tier.DOT, for_device(SMALL, Tier.DOT)),
+    Setting("dot-processor", Tier.DOT, on_processor(Tier.DOT)),
 ]
 
 
