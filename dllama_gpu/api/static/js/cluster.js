@@ -75,7 +75,9 @@ function drawFigures(state, nodes, history) {
   const slots = state.slots ?? {};
   const queue = state.queue ?? {};
   const requests = state.requests ?? {};
-  const memory = nodes.reduce((sum, node) => sum + (node.weight_bytes ?? 0) + (node.kv_cache_bytes ?? 0), 0);
+  const memory = nodes
+    .filter((node) => node.state !== "lost")
+    .reduce((sum, node) => sum + (node.weight_bytes ?? 0) + (node.kv_cache_bytes ?? 0), 0);
   const speed = figure("Generated", number(state.tokens_per_second?.decode), "tokens/s");
   speed.append(curve(history));
   const busy = figure("Slots", `${slots.busy ?? 0} of ${slots.total ?? 0}`, "busy");
@@ -136,6 +138,7 @@ function nodeCard(node, slowest, nodes) {
   card.append(head);
   const where = [node.host, node.device].filter(Boolean).join(" · ");
   card.append(Object.assign(element("p", "muted"), { textContent: where }));
+  if (node.state === "lost") return card; // the rest is what it had
   const used = (node.weight_bytes ?? 0) + (node.kv_cache_bytes ?? 0);
   card.append(bar("Share", node.share ?? 0, `${(100 * (node.share ?? 0)).toFixed(1)} %`));
   const ofMemory = Number.isFinite(node.memory_bytes) && node.memory_bytes > 0;

@@ -44,12 +44,13 @@ export function drawPicture(svg, nodes, slowest) {
 }
 
 function circle(node, { x, y }, isSlowest, isAbove) {
+  const part = node.state === "lost" ? 0 : Math.min(1, node.share ?? 0);
   const kinds = ["spot", isSlowest ? "slowest" : "", node.state === "lost" ? "lost" : ""];
   const group = shape("g", {}, kinds.filter(Boolean).join(" "));
-  const radius = Math.max(SMALLEST, LARGEST * Math.sqrt(Math.min(1, node.share ?? 0)));
+  const radius = Math.max(SMALLEST, LARGEST * Math.sqrt(part));
   group.append(shape("circle", { cx: x, cy: y, r: radius + 5 }, "halo"), shape("circle", { cx: x, cy: y, r: radius }, "disc"));
   const share = shape("text", { x, y: y + 4 }, "share");
-  share.textContent = `${Math.round(100 * (node.share ?? 0))} %`;
+  share.textContent = node.state === "lost" ? "" : `${Math.round(100 * part)} %`;
   const above = isAbove ? -2 * radius - 50 : 0;
   const name = shape("text", { x, y: y + radius + 22 + above }, "name");
   name.textContent = node.name;
