@@ -137,6 +137,13 @@ def add_device_arguments(parser: Parser) -> None:
         help="number format of activations that meet quantized weights and of what nodes send each other: q80 is fast, "
         "f32 exact, f16 as exact on a node and half as much to send (default: q80)",
     )
+    group.add_argument(
+        "--kv-cache-type",
+        choices=("f16", "q80", "f32"),
+        default="f16",
+        help="number format of keys and values of past tokens: q80 takes about half the memory of f16 and loses a "
+        "little, f32 takes twice as much (default: f16; GPUs: f16 only)",
+    )
 
 
 def _device_name(text: str) -> str:

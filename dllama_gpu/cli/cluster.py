@@ -147,6 +147,7 @@ def plan_options(graph_options: GraphOptions, wire: FloatType) -> PlanOptions:
         max_rows=graph_options.max_rows,
         max_logit_rows=graph_options.max_logit_rows,
         buffer_type=graph_options.buffer_type,
+        cache_type=graph_options.cache_type,
         wire=wire,
     )
 

@@ -14,7 +14,7 @@ from dllama_gpu.cli.display import note, size_text
 from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenizer
 from dllama_gpu.graph.batch import Device, Program
-from dllama_gpu.graph.graph import BufferType, Graph
+from dllama_gpu.graph.graph import BufferType, CacheType, Graph
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
@@ -69,6 +69,7 @@ def load_program(
         max_logit_rows=max_logit_rows,
         seq_len=seq_len,
         buffer_type=buffer_type(options),
+        cache_type=CacheType(options.kv_cache_type),
     )
     graph = build_graph(model.source, graph_options)
     describe(model, graph, device, alone=options.workers is None)

@@ -58,6 +58,7 @@ def run(options: Options) -> int:
     from dllama_gpu.cli.loading import buffer_type
     from dllama_gpu.graph.advice import consult
     from dllama_gpu.graph.cluster_file import read_cluster_file
+    from dllama_gpu.graph.graph import CacheType
     from dllama_gpu.graph.plan_text import describe, measurements
     from dllama_gpu.graph.profile import PlanOptions
     from dllama_gpu.model.float_type import FloatType
@@ -71,6 +72,7 @@ def run(options: Options) -> int:
             max_logit_rows=min(options.slots, _MAX_ROWS),
             max_rows=_MAX_ROWS,
             buffer_type=buffer_type(options),
+            cache_type=CacheType(options.kv_cache_type),
             wire=FloatType(options.buffer_float_type),
             ratio=options.ratio,
         )

@@ -14,6 +14,7 @@ from dllama_gpu.cli.speculative_options import has_speculation, make_drafter
 from dllama_gpu.engine.engine import Engine, EngineOptions
 from dllama_gpu.engine.loading import OpenModel, build_graph
 from dllama_gpu.engine.speculation import MAX_DRAFT
+from dllama_gpu.graph.graph import CacheType
 from dllama_gpu.graph.options import GraphOptions
 
 
@@ -44,6 +45,7 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
         n_slots=options.slots,
         seq_len=context_length(options, model.spec.max_seq_len),
         buffer_type=buffer_type(options),
+        cache_type=CacheType(options.kv_cache_type),
     )
     kind = LocalPrograms if options.workers is None else ClusterPrograms
     programs = kind(model.source, options, graph_options, program)

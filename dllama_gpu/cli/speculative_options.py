@@ -53,6 +53,7 @@ def make_drafter(options: Options, model: OpenModel, device: Device, *, n_slots:
     from dllama_gpu.cli.loading import buffer_type
     from dllama_gpu.engine.draft_model import ModelDrafter, check_same_vocabulary
     from dllama_gpu.engine.loading import build_graph, open_with_tokenizer
+    from dllama_gpu.graph.graph import CacheType
     from dllama_gpu.graph.options import GraphOptions
 
     # An .m file brings no tokenizer; that it belongs to the same one cannot be checked.
@@ -66,6 +67,7 @@ def make_drafter(options: Options, model: OpenModel, device: Device, *, n_slots:
         n_slots=n_slots,
         seq_len=min(seq_len, draft.spec.max_seq_len),
         buffer_type=buffer_type(options),
+        cache_type=CacheType(options.kv_cache_type),
         n_candidates=1,
     )
     graph = build_graph(draft.source, graph_options)

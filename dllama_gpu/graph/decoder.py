@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.graph import (
     Activation,
     AllReduce,
@@ -12,6 +13,7 @@ from dllama_gpu.graph.graph import (
     Broadcast,
     Buffer,
     BufferType,
+    CacheType,
     Embed,
     GatedMatmul,
     GatherCandidates,
@@ -29,7 +31,7 @@ from dllama_gpu.graph.graph import (
 )
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.rope import attention_factor, rope_frequencies
-from dllama_gpu.graph.shard import Shard, Span, whole
+from dllama_gpu.graph.shard import BLOCK, Shard, Span, whole
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
 
@@ -41,7 +43,8 @@ class DecoderBuilder:
     number format: tensors of one format that read the same input are stacked into one weight. Of `layers` (default:
     all) only these are built, for a planner that needs one of each kind.
 
-    An architecture overrides what stands between here and `embedding`.
+    An architecture overrides what stands between here and `embedding`. Raises DllamaError for heads that do not suit
+    the number format of the KV cache.
     """
 
     activation = Activation.SILU
@@ -54,6 +57,11 @@ class DecoderBuilder:
         shard: Shard | None = None,
         layers: Sequence[int] | None = None,
     ) -> None:
+        if options.cache_type is CacheType.Q80 and spec.head_dim % BLOCK:
+            raise DllamaError(
+                f"a KV cache in q80 needs heads of a multiple of {BLOCK} elements, but this model's have "
+                f"{spec.head_dim}; use --kv-cache-type f16"
+            )
         self.spec = spec
         self.tensors = tensors
         self.options = options

@@ -83,6 +83,21 @@ def test_the_originals_spelling_of_options_is_understood(run: Run, tiny: TinyMod
     assert run(*common, "--top-p", 0.5, "--top-k", 9, "--min-p", 0.1).out == original.out
 
 
+def test_the_kv_cache_has_the_type_asked_for(run: Run, tiny: TinyModel) -> None:
+    common = ["inference", *files(tiny), "--prompt", PROMPT, "--steps", 4, "--temperature", 0, "--device", "cpu"]
+    sizes = {}
+    for name, options in {"default": [], "f16": ["--kv-cache-type", "f16"], "f32": ["--kv-cache-type", "f32"]}.items():
+        sizes[name] = float(run(*common, *options).value("context").rpartition("KV cache ")[2].split()[0])
+    assert sizes["default"] == sizes["f16"]
+    assert sizes["f32"] == pytest.approx(2 * sizes["f16"], rel=0.1)
+
+
+def test_a_q80_kv_cache_of_short_heads_is_refused_with_the_way_out(run: Run, tiny: TinyModel) -> None:
+    done = run("inference", *files(tiny), "--prompt", PROMPT, "--steps", 4, "--kv-cache-type", "q80")
+    assert done.status == 1
+    assert "needs heads of a multiple of 32 elements, but this model's have 16; use --kv-cache-type f16" in done.err
+
+
 def test_a_text_ends_where_the_context_is_full(run: Run, tiny: TinyModel) -> None:
     done = run("inference", *files(tiny), "--prompt", PROMPT, "--steps", 500, "--max-seq-len", 20, "--ignore-eos")
     assert done.status == 0

@@ -69,6 +69,7 @@ def test_a_command_line_that_cannot_be_read(run: Run, arguments: list[str], sent
         (["--presence-penalty", "inf"], "presence_penalty is inf, but it must be"),
         (["--seed", "-3"], "--seed: -3 is out of range"),
         (["--buffer-float-type", "q40"], "--buffer-float-type: invalid choice: 'q40'"),
+        (["--kv-cache-type", "q40"], "--kv-cache-type: invalid choice: 'q40'"),
         (["--device", "tpu"], "--device: 'tpu' is no device; it must be auto, cpu, vulkan or vulkan:N"),
         (["--system", "x"], "--system and --chat-template say how to ask with --chat; add it"),
         (["--chat-template", "llama3"], "--system and --chat-template say how to ask with --chat; add it"),
