@@ -17,6 +17,9 @@ from tests.support.models import write_plain_q40_m
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# A GPU in this machine must not change what tests of other things see.
+os.environ.setdefault("DLLAMA_GPU_DEVICE", "cpu")
+
 _REPOSITORY = Path(__file__).parent.parent
 _DEFAULT_MODEL = _REPOSITORY / "models" / "smollm2_135m_instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 

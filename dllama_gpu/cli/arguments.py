@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,10 +108,10 @@ def add_device_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device",
         type=_device_name,
-        default="auto",
+        default=os.environ.get("DLLAMA_GPU_DEVICE") or "auto",
         metavar="DEVICE",
         help="where to compute: cpu, vulkan, or vulkan:N for the GPU of that number in `dllama-gpu devices` (default: "
-        "auto, a GPU if there is one, else the CPU)",
+        "what DLLAMA_GPU_DEVICE says, else auto: a GPU if there is one, else the CPU)",
     )
 
 

@@ -26,9 +26,9 @@ class DeviceChoice:
         if self.gpu is None:
             return CpuDevice(options.nthreads, pin=options.pin_threads)
 
-        from dllama_gpu.vulkan.device import VulkanDevice
+        from dllama_gpu.cli.gpu_check import open_checked
 
-        return VulkanDevice(self.gpu)
+        return open_checked(self.gpu)
 
     def free_memory(self) -> int | None:
         """Bytes that a model may take there now, None if unknown."""

@@ -1,4 +1,4 @@
-"""Compiled shaders kept on disk, so that a driver compiles them once and not at every start."""
+"""What is kept on disk about a GPU: compiled shaders, so that a driver compiles them once and not at every start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def load_pipelines(info: _native.DeviceInfo, folder: Path | None = None) -> byte
 
 def save_pipelines(info: _native.DeviceInfo, data: bytes, folder: Path | None = None) -> None:
     """Keeps `data` for the next start. A cache that cannot be written is no failure."""
-    path = _path(info, folder)
+    write_quietly(_path(info, folder), data)
+
+
+def write_quietly(path: Path, data: bytes) -> None:
+    """Writes a file of the cache in one piece, or not at all."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)

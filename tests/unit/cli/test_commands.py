@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dllama_gpu.engine.perplexity import measure_perplexity
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.tokenizer.t_file import read_t_file
+from dllama_gpu.vulkan.errors import NoGpuError
 from tests.support.tiny import TinyModel
 from tests.unit.cli.conftest import Run
 
@@ -91,9 +93,9 @@ def test_perplexity_that_is_interrupted_prints_what_it_has(
 
 
 def test_devices_tells_the_kernels_of_this_processor(run: Run) -> None:
-    done = run("devices")
+    done = run("devices", "--no-test")
     assert done.status == 0
-    found = facts(done.out)
+    found = facts(done.out.split("\n\n")[0])
     assert found["kernels"].strip().startswith(_native.kernel_names()[0])
     for name in _native.kernel_names():
         assert name in found["kernels"]
@@ -106,11 +108,33 @@ def test_devices_tells_the_kernels_of_this_processor(run: Run) -> None:
 
 def test_the_kernels_shown_are_those_that_the_environment_chooses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLLAMA_GPU_CPU_KERNELS", "plain")
-    assert facts(run("devices").out)["kernels"].strip().startswith("plain")
+    shown = run("devices", "--no-test").out.split("\n\n")[0]
+    assert facts(shown)["kernels"].strip().startswith("plain")
     monkeypatch.setenv("DLLAMA_GPU_CPU_KERNELS", "abacus")
-    done = run("devices")
+    done = run("devices", "--no-test")
     assert done.status == 1
     assert "this processor has no 'abacus' kernels" in done.err
+
+
+def test_a_machine_without_gpus_is_told_what_to_install(
+    run: Run, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> NoReturn:
+        raise NoGpuError("Vulkan cannot be used: libvulkan is not installed; install the driver")
+
+    monkeypatch.setattr("dllama_gpu.vulkan.discovery.find_gpus", none)
+    monkeypatch.setattr("dllama_gpu.cli.device_choice.find_gpus", none)
+    shown = run("devices", "--no-test").out.split("\n\n")[1]
+    assert shown.split() == "GPU none: Vulkan cannot be used: libvulkan is not installed; install the driver".split()
+    options = ["--model", tiny.model, "--tokenizer", tiny.tokenizer, "--prompt", "x", "--steps", 2]
+    done = run("inference", *options, "--device", "auto")
+    assert done.status == 0
+    assert "libvulkan is not installed" in done.value("no GPU")
+    assert done.value("device").startswith("cpu")
+    for device in ("vulkan", "vulkan:1"):
+        done = run("inference", *options, "--device", device)
+        assert done.status == 1
+        assert done.err.strip().endswith("libvulkan is not installed; install the driver")
 
 
 @pytest.mark.parametrize("weights", ["q40", "q80", "f16", "f32"])

@@ -1,0 +1,246 @@
+"""Whether a device computes what a trusted one does: every kind of op on random data, in a second or two.
+
+Drivers of GPUs have bugs that no error tells of. Each case is a small graph that ends in the op; what it leaves in
+its buffers is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_gpu.errors import DllamaError
+from dllama_gpu.graph.batch import Batch, Device, Row
+from dllama_gpu.graph.graph import (
+    Attention,
+    Buffer,
+    BufferType,
+    Embed,
+    GatedMatmul,
+    Graph,
+    KvCache,
+    Matmul,
+    RmsNorm,
+    RopeAngles,
+    RopeStore,
+    Rows,
+    Step,
+    TensorSlice,
+    TopCandidates,
+    Weight,
+)
+from dllama_gpu.model.codecs import quantize
+from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.source import TensorInfo
+from dllama_gpu.model.spec import Architecture, ModelSpec, RopeStyle
+
+_DIM, _HIDDEN, _VOCAB = 160, 96, 333  # no powers of two
+_HEADS, _KV_HEADS, _HEAD_DIM = 6, 3, 32
+_SEQ_LEN, _MAX_ROWS = 96, 40
+_EXACT, _ROUNDED = 2e-3, 3e-2
+"""Tolerances, of the largest value: a row that is rounded to Q80 may round the other way."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph and the buffers that hold its result. `is_rounded`: whether something is rounded to Q80 on the way."""
+
+    name: str
+    graph: Graph
+    results: tuple[str, ...]
+    is_rounded: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that came out differently, and how."""
+
+    case: str
+    what: str
+
+
+def compare_devices(device: Device, trusted: Device) -> list[Failure]:
+    """The cases in which `device` and `trusted` disagree; an error of `device` is a failure too.
+
+    Raises DllamaError when the trusted device itself fails.
+    """
+    failures = []
+    source = _RandomSource()
+    for case in cases(source):
+        wanted = _results(trusted, case, source)
+        try:
+            found = _results(device, case, source)
+        except DllamaError as error:
+            failures.append(Failure(case.name, str(error)))
+            continue
+        tolerance = _ROUNDED if case.is_rounded else _EXACT
+        for n_rows, ours, theirs in zip(_ROW_COUNTS, found, wanted, strict=True):
+            difference = _difference(ours, theirs)
+            if not difference <= tolerance:  # not a number is no less either
+                failures.append(Failure(case.name, f"{n_rows} rows differ by {difference:.2g} of their largest value"))
+                break
+    return failures
+
+
+_ROW_COUNTS = (1, 5, _MAX_ROWS)
+
+
+def cases(source: _RandomSource) -> Iterator[Case]:
+    """All of them; weights are added to `source`."""
+    embedding = source.add("embedding", _VOCAB, _DIM, FloatType.F32)
+    norm = source.add("norm", 1, _DIM, FloatType.F32)
+    x, normed = Buffer("x", _DIM), Buffer("normed", _DIM)
+    start = Embed("embedding", "x")
+    for type in FloatType:
+        table = source.add(f"table_{type.value}", _VOCAB, _DIM, type)
+        yield Case(f"embed {type.value}", _graph([x], [table], [Embed(table.name, "x")]), ("x",))
+    added = Buffer("added", _DIM)
+    for out_type in (BufferType.F32, BufferType.Q80):
+        out = Buffer("out", _DIM, out_type)
+        steps: list[Step] = [start, Embed("embedding", "added"), RmsNorm("x", "added", "norm", "out", 1e-5)]
+        graph = _graph([x, added, out], [embedding, norm], steps)
+        yield Case(f"rms norm to {out_type.value}", graph, ("x", "out"), out_type is BufferType.Q80)
+    for type in FloatType:
+        for input_type in (BufferType.F32, BufferType.Q80) if type.is_quantized else (BufferType.F32,):
+            normed = Buffer("normed", _DIM, input_type)
+            begin: list[Step] = [start, RmsNorm("x", None, "norm", "normed", 1e-5)]
+            name = f"{type.value} with {input_type.value} rows"
+            rounded = input_type is BufferType.Q80
+            matrix = source.add(f"matrix_{type.value}", _HIDDEN + 3, _DIM, type)
+            out = Buffer("out", _HIDDEN + 8)
+            graph = _graph(
+                [x, normed, out], [embedding, norm, matrix], [*begin, Matmul("normed", matrix.name, "out", 5)]
+            )
+            yield Case(f"matmul {name}", graph, ("out",), rounded)
+            gate, up = (source.add(f"{which}_{type.value}", _HIDDEN, _DIM, type) for which in ("gate", "up"))
+            out = Buffer("out", _HIDDEN, input_type)
+            steps = [*begin, GatedMatmul("normed", gate.name, up.name, "out")]
+            yield Case(
+                f"gated matmul {name}", _graph([x, normed, out], [embedding, norm, gate, up], steps), ("out",), rounded
+            )
+    yield from _attention_cases(source, embedding)
+    yield _candidates_case(source, embedding)
+
+
+def _attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]:
+    projection = source.add("qkv", (_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _DIM, FloatType.F32)
+    frequencies = tuple(float(10000.0 ** (-2 * i / _HEAD_DIM)) for i in range(_HEAD_DIM // 2))
+    for style in RopeStyle:
+        for type in (BufferType.F32, BufferType.Q80):
+            buffers = [
+                Buffer("x", _DIM),
+                Buffer("qkv", projection.n_rows),
+                Buffer("angles", _HEAD_DIM),
+                Buffer("out", _HEADS * _HEAD_DIM, type),
+            ]
+            steps: list[Step] = [
+                Embed("embedding", "x"),
+                RopeAngles(frequencies, "angles"),
+                Matmul("x", "qkv", "qkv"),
+                RopeStore("qkv", "angles", "kv", _HEADS, style),
+                Attention("qkv", "kv", "out", _HEADS, _HEADS // _KV_HEADS, _HEAD_DIM**-0.5),
+            ]
+            graph = _graph(buffers, [embedding, projection], steps, [KvCache("kv", _KV_HEADS, _HEAD_DIM)])
+            rounded = type is BufferType.Q80
+            yield Case(f"rope {style.value} and attention to {type.value}", graph, ("angles", "out"), rounded)
+
+
+def _candidates_case(source: _RandomSource, embedding: Weight) -> Case:
+    norm = source.add("norm", 1, _DIM, FloatType.F32)
+    head = source.add("head", 2 * _VOCAB, _DIM, FloatType.F32)
+    buffers = [
+        Buffer("x", _DIM),
+        Buffer("last", _DIM, rows=Rows.LOGITS),
+        Buffer("logits", head.n_rows, rows=Rows.LOGITS),
+        Buffer("values", 16, rows=Rows.LOGITS),
+        Buffer("ids", 16, BufferType.I32, Rows.LOGITS),
+        Buffer("sums", 1, rows=Rows.LOGITS),
+    ]
+    steps: list[Step] = [
+        Embed("embedding", "x"),
+        RmsNorm("x", None, "norm", "last", 1e-5),
+        Matmul("last", "head", "logits"),
+        TopCandidates("logits", "values", "ids", "sums"),
+    ]
+    graph = _graph(buffers, [embedding, norm, head], steps)
+    return Case("best candidates", graph, ("logits", "values", "sums"))
+
+
+def _graph(
+    buffers: Sequence[Buffer], weights: Sequence[Weight], steps: Sequence[Step], caches: Sequence[KvCache] = ()
+) -> Graph:
+    return Graph(
+        tuple(buffers),
+        tuple(caches),
+        tuple(weights),
+        tuple(steps),
+        _VOCAB,
+        _MAX_ROWS,
+        n_slots=2,
+        seq_len=_SEQ_LEN,
+    )
+
+
+def _results(device: Device, case: Case, source: _RandomSource) -> list[npt.NDArray[np.float64]]:
+    """The result buffers side by side for each of `_ROW_COUNTS`; rows go to both slots, behind what is there."""
+    program = device.compile(case.graph, source)
+    generator = np.random.default_rng(1)
+    found, past = [], 0
+    for n_rows in _ROW_COUNTS:
+        tokens = generator.integers(0, _VOCAB, n_rows)
+        first = (n_rows + 1) // 2
+        rows = [Row(int(token), 0, past + i, True) for i, token in enumerate(tokens[:first])]
+        rows += [Row(int(token), 1, past + i, True, 0.7) for i, token in enumerate(tokens[first:])]
+        program.run(Batch.of(rows))
+        past += first if n_rows == 1 else 0  # so that the second slot has no gaps
+        found.append(np.concatenate([program.buffer(name, n_rows) for name in case.results], axis=1).astype(np.float64))
+    return found
+
+
+def _difference(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> float:
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9))
+
+
+class _RandomSource:
+    """Implements `dllama_gpu.model.source.ModelSource` with what cases have asked for."""
+
+    path = Path("self-test")
+
+    def __init__(self) -> None:
+        self.spec = ModelSpec(
+            architecture=Architecture.LLAMA,
+            dim=_DIM,
+            hidden_dim=_HIDDEN,
+            n_layers=1,
+            n_heads=_HEADS,
+            n_kv_heads=_KV_HEADS,
+            head_dim=_HEAD_DIM,
+            vocab_size=_VOCAB,
+            max_seq_len=_SEQ_LEN,
+            weight_type=FloatType.F32,
+        )
+        self.tensors: dict[str, TensorInfo] = {}
+        self._raw: dict[str, npt.NDArray[np.uint8]] = {}
+        self._generator = np.random.default_rng(0)
+
+    def add(self, name: str, n_rows: int, n_columns: int, type: FloatType) -> Weight:
+        """A tensor of random numbers around 0, as a weight."""
+        if name not in self.tensors:
+            values = self._generator.standard_normal((n_rows, n_columns)).astype(np.float32)
+            self.tensors[name] = TensorInfo(name, (n_rows, n_columns) if n_rows > 1 else (n_columns,), type)
+            self._raw[name] = quantize(values / (1 if n_rows == 1 else n_columns**0.5), type)
+        return Weight(name, type, n_rows, n_columns, (TensorSlice(name, 0, n_rows, 0, n_columns),))
+
+    def read(self, name: str) -> npt.NDArray[np.uint8]:
+        """Raw rows."""
+        return self._raw[name]
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped."""
+
+    def close(self) -> None:
+        """Nothing is open."""
