@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from dllama_gpu.cli import worker
+from dllama_gpu.cli.arguments import Parser
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,3 +39,14 @@ def test_next_token(smollm2_gguf: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0 < sum(probabilities) <= 100.1
     assert "Paris" in "".join(lines)
+
+
+def test_the_service_of_systemd_starts_a_worker_with_options_that_exist() -> None:
+    parser = configparser.ConfigParser(strict=True, interpolation=None)
+    parser.read(EXAMPLES / "dllama-gpu-worker.service", encoding="utf-8")
+    program, command, *options = parser["Service"]["ExecStart"].split()
+    assert program.endswith("/.venv/bin/dllama-gpu")
+    assert command == "worker"
+    known = Parser("worker")
+    worker.add_arguments(known)
+    assert known.parse_args(options).key_file == Path("/etc/dllama-gpu/key")
