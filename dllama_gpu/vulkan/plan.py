@@ -168,7 +168,7 @@ def _allocations(graph: Graph, around: ops.Surroundings, constants: dict[str, by
 
 
 def _host_buffers(graph: Graph) -> set[str]:
-    """Buffers that exchanges and sampling touch."""
+    """Buffers that exchanges and sampling touch in every step; logits are many and seldom asked for."""
     names: set[str] = set()
     for step in graph.steps:
         if isinstance(step, AllReduce | Broadcast):
@@ -176,7 +176,7 @@ def _host_buffers(graph: Graph) -> set[str]:
         elif isinstance(step, GatherCandidates):
             names.update((*(step.own or ()), *(step.into or ())))
         elif isinstance(step, TopCandidates):
-            names.update((step.logits, step.values, step.ids, step.log_sum_exp))
+            names.update((step.values, step.ids, step.log_sum_exp))
     return names
 
 

@@ -79,6 +79,30 @@ class VulkanProgram:
         submits = [recording for recording in found if recording is not None]
         return sum(r.n_dispatches for r in submits), sum(r.n_barriers for r in submits), len(submits)
 
+    def timed(self, n_rows: int, n_logit_rows: int) -> list[tuple[Dispatch, float]]:
+        """Runs the work of the last step again, if it had so many rows, and tells the seconds of every dispatch.
+
+        Each is waited for, which a step does not do, so that the sum is more than a step takes. Segments follow one
+        another without their exchanges. KV caches stay as they are.
+        """
+        rows, logit_rows = self._plan.buckets(n_rows, n_logit_rows)
+        found: list[tuple[Dispatch, float]] = []
+        for number in range(len(self._segments)):
+            dispatches = [item for item in self._plan.segment(number, rows, logit_rows) if isinstance(item, Dispatch)]
+            recording = self._gpu.native.recording(2 * len(dispatches))
+            for dispatch in dispatches:
+                recording.barrier()
+                recording.timestamp()
+                self._dispatch(recording, dispatch)
+                recording.timestamp()
+            recording.finish()
+            with explained(self._gpu.label, "a step was timed"):
+                recording.run(self._seconds)
+            times = recording.timestamps()
+            spans = [end - begin for begin, end in zip(times[::2], times[1::2], strict=True)]
+            found += zip(dispatches, spans, strict=True)
+        return found
+
     def _recording(self, key: _RecordingKey) -> _native.Recording | None:
         if key not in self._recordings:
             work = self._plan.segment(*key)
@@ -88,13 +112,16 @@ class VulkanProgram:
 
     def _record(self, work: tuple[Any, ...]) -> _native.Recording:
         recording = self._gpu.native.recording()
-        buffers = self._memory.buffers
         for item in work:
             if isinstance(item, Dispatch):
-                bindings = [(buffers[b.allocation], b.offset, b.n_bytes) for b in item.bindings]
-                recording.dispatch(self._gpu.kernel(item), bindings, item.push, item.grid)
+                self._dispatch(recording, item)
             else:
                 recording.barrier()
         recording.host_barrier()
         recording.finish()
         return recording
+
+    def _dispatch(self, recording: _native.Recording, dispatch: Dispatch) -> None:
+        buffers = self._memory.buffers
+        bindings = [(buffers[b.allocation], b.offset, b.n_bytes) for b in dispatch.bindings]
+        recording.dispatch(self._gpu.kernel(dispatch), bindings, dispatch.push, dispatch.grid)
