@@ -47,6 +47,7 @@ class ActiveRequest:
         self.n_computed = 0
         self.slot = -1
         self.last_step = -1
+        self.order = -1
         self.n_cached = 0
         self.n_drafted = 0
         self.n_accepted = 0

@@ -26,12 +26,13 @@ from dllama_gpu.engine.scheduler import (
     prompt_rows_within,
 )
 from dllama_gpu.engine.speculation import Speculation
+from dllama_gpu.engine.step_cost import StepCost
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program, Row
 from dllama_gpu.graph.graph import Graph
 
 _log = logging.getLogger(__name__)
-_SMOOTHING = 0.2
+_COST_DECAY = 0.95  # the machine may have other work at any time
 
 
 class ProgramFailedError(Exception):
@@ -68,8 +69,10 @@ class EngineCore:
         self.running: dict[int, ActiveRequest] = {}
         self.slots: list[Slot] = []
         self._n_steps = 0
+        self._n_admitted = 0
         self._program: _Guarded | None = None
-        self._seconds_per_prompt_row: float | None = None
+        self._first_step = 0
+        self._cost = StepCost(_COST_DECAY)
         self.use_program(program)
 
     def use_program(self, program: Program) -> None:
@@ -77,7 +80,8 @@ class EngineCore:
         self._program = _Guarded(program)
         graph = program.graph
         self.seq_len, self.vocab_size = graph.seq_len, graph.vocab_size
-        self._seconds_per_prompt_row = None
+        self._cost = StepCost(_COST_DECAY)
+        self._first_step = self._n_steps
         self.slots = [Slot([], True) for _ in range(graph.n_slots)]
 
     def drop_program(self) -> None:
@@ -112,7 +116,7 @@ class EngineCore:
         drafts = self._draft()
         portions = plan_step(
             [
-                Running(slot, active.n_missing, len(drafts.get(slot, ())), active.last_step)
+                Running(slot, active.n_missing, len(drafts.get(slot, ())), active.last_step, active.order)
                 for slot, active in self.running.items()
             ],
             self._limits(self._program.graph),
@@ -144,6 +148,8 @@ class EngineCore:
             active = self.queue.pop(number)
             now, is_new = self._clock(), not active.has_started
             active.start(choice.slot, choice.n_reused, now)
+            active.order = self._n_admitted
+            self._n_admitted += 1
             self.running[choice.slot] = active
             self.slots[choice.slot] = Slot([], False, self._n_steps)
             if self._speculation is not None:
@@ -156,7 +162,7 @@ class EngineCore:
         return StepLimits(
             graph.max_rows,
             graph.max_rows if graph.max_logit_rows is None else graph.max_logit_rows,
-            prompt_rows_within(self._options.step_seconds, self._seconds_per_prompt_row, graph.max_rows),
+            prompt_rows_within(self._options.step_seconds, self._cost.line(), graph.max_rows),
         )
 
     def _draft(self) -> Mapping[int, Sequence[int]]:
@@ -183,7 +189,7 @@ class EngineCore:
         n_logit_rows = sum(row.wants_logits for row in rows)
         predictions = read_predictions(program, n_logit_rows) if n_logit_rows else []
         n_prompt_rows = sum(portion.n_rows for portion in portions if portion.n_rows > 1)
-        self._measure(self._clock() - started, n_prompt_rows, len(rows))
+        self._measure(self._clock() - started, len(rows), has_prompts=n_prompt_rows > 0)
         n_tokens = n_read = 0
         for portion in portions:
             active = self.running[portion.slot]
@@ -236,13 +242,12 @@ class EngineCore:
             self._finish(active, reason)
         return n_tokens
 
-    def _measure(self, seconds: float, n_prompt_rows: int, n_rows: int) -> None:
-        """Keeps in mind what a row of a prompt costs, and what one of a text."""
-        if self._speculation is not None and not n_prompt_rows:
-            self._speculation.measured(n_rows, seconds)
-        if n_prompt_rows:
-            each, old = seconds / n_prompt_rows, self._seconds_per_prompt_row
-            self._seconds_per_prompt_row = each if old is None else old + _SMOOTHING * (each - old)
+    def _measure(self, seconds: float, n_rows: int, *, has_prompts: bool) -> None:
+        """Keeps in mind what steps cost, but for the first one after loading, which touches its memory first."""
+        if self._n_steps > self._first_step:
+            self._cost.add(n_rows, seconds)
+            if self._speculation is not None and not has_prompts:
+                self._speculation.measured(n_rows, seconds)
 
     def _finish(self, active: ActiveRequest, reason: FinishReason) -> None:
         self._release(active)

@@ -19,13 +19,14 @@ class Running:
     """What the scheduler must know of a request that has a slot.
 
     `n_missing` tokens, at least 1, are known but not in the KV cache yet; `n_draft` guesses could be checked behind
-    them. `last_step` is the step that last computed rows of it.
+    them. `last_step` is the step that last computed rows of it; `order` is lower for those that got their slot earlier.
     """
 
     slot: int
     n_missing: int
     n_draft: int = 0
     last_step: int = -1
+    order: int = 0
 
     @property
     def is_decoding(self) -> bool:
@@ -58,8 +59,9 @@ class Portion:
 def plan_step(running: Sequence[Running], limits: StepLimits) -> tuple[Portion, ...]:
     """Portions of the next step, by slot.
 
-    Texts come first, a row each: who waited longest is served first where there are more of them than rows. Prompts
-    share what is left evenly, so that a short one is not held up by a long one; beside texts they get no more than
+    Texts come first, a row each: who waited longest is served first where there are more of them than rows. Of what is
+    left half belongs to the oldest prompt and the rest to those that need least, so that a short prompt is not held up
+    by a long one and none by those after it; beside texts all prompts get no more than
     `limits.prompt_rows_beside_texts`, so that those do not stutter. Guesses get what then remains, in turns.
     """
     rows, logit_rows = limits.max_rows, limits.max_logit_rows
@@ -70,7 +72,7 @@ def plan_step(running: Sequence[Running], limits: StepLimits) -> tuple[Portion, 
         portions[one.slot] = Portion(one.slot, 1, 0, wants_logits=True)
     rows, logit_rows = rows - len(texts), logit_rows - len(texts)
 
-    prompts = [one for one in waiting_longest if not one.is_decoding]
+    prompts = sorted((one for one in running if not one.is_decoding), key=lambda one: (one.order, one.slot))
     prompt_rows = min(rows, limits.prompt_rows_beside_texts) if texts else rows
     for one, n_rows in zip(prompts, share_rows([one.n_missing for one in prompts], prompt_rows), strict=True):
         ends = n_rows == one.n_missing
@@ -86,18 +88,15 @@ def plan_step(running: Sequence[Running], limits: StepLimits) -> tuple[Portion, 
 
 
 def share_rows(wanted: Sequence[int], n_rows: int) -> list[int]:
-    """Divides `n_rows` among those who want some: evenly, in whole tiles, what one does not need to the others.
-
-    The first ones get the rest that makes no whole tile each.
-    """
+    """Divides `n_rows` among those who want some, the oldest first: half to that one, the rest to who needs least."""
     given = [0] * len(wanted)
-    left = n_rows
-    while left and (open_ones := [i for i, n in enumerate(wanted) if given[i] < n]):
-        portion = max(_TILE, left // len(open_ones) // _TILE * _TILE)
-        for i in open_ones:
-            more = min(portion, wanted[i] - given[i], left)
-            given[i] += more
-            left -= more
+    if wanted:
+        given[0] = min(wanted[0], (n_rows + 1) // 2)
+    left = n_rows - sum(given)
+    for i in sorted(range(len(wanted)), key=lambda i: (wanted[i] - given[i], i)):
+        more = min(wanted[i] - given[i], left)
+        given[i] += more
+        left -= more
     return given
 
 
@@ -111,11 +110,14 @@ def _in_turns(wanted: Sequence[int], n: int) -> list[int]:
     return given
 
 
-def prompt_rows_within(seconds: float, seconds_per_row: float | None, max_rows: int) -> int:
-    """Rows of prompts that a step of about `seconds` has time for: whole tiles, at least one; all while unmeasured."""
-    if not seconds_per_row:
+def prompt_rows_within(seconds: float, cost: tuple[float, float] | None, max_rows: int) -> int:
+    """Rows of prompts that a step of about `seconds` has time for: whole tiles, at least one.
+
+    `cost` is what a step costs at least and what each of its rows adds, in seconds; None (unknown) allows all rows.
+    """
+    if cost is None or cost[1] <= 0.0:
         return max_rows
-    n_tiles = int(min(seconds / seconds_per_row, max_rows)) // _TILE
+    n_tiles = int(min(max(seconds - cost[0], 0.0) / cost[1], max_rows)) // _TILE
     return min(max(n_tiles, 1) * _TILE, max_rows)
 
 

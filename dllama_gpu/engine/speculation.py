@@ -19,47 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dllama_gpu.engine.drafting import Drafter, DraftWish
+from dllama_gpu.engine.step_cost import StepCost
 
 MAX_DRAFT = 8
 _DECAY = 0.9  # of what was seen, with each new step
 _HOPE = 0.6  # that a guess is right, before anything is known
 _HOPE_WEIGHT = 2.0
-_SMALL_VARIANCE = 0.05
 _TRIAL_LENGTHS = (0, 3, 1, 6)  # of different lengths, to learn what a row costs
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 8, 256
-
-
-class StepCost:
-    """Seconds of a step as a line over its rows, t = base + row * n_rows, fitted to recent steps."""
-
-    def __init__(self) -> None:
-        self._weight = self._rows = self._seconds = self._rows_squared = self._rows_seconds = 0.0
-        self._row: float | None = None
-
-    def add(self, n_rows: int, seconds: float) -> None:
-        """Takes in a step."""
-        for name, value in (
-            ("_weight", 1.0),
-            ("_rows", n_rows),
-            ("_seconds", seconds),
-            ("_rows_squared", n_rows * n_rows),
-            ("_rows_seconds", n_rows * seconds),
-        ):
-            setattr(self, name, getattr(self, name) * 0.98 + value)
-
-    def line(self) -> tuple[float, float] | None:
-        """(base, row) in seconds, None while all steps had equally many rows.
-
-        The price of a row is kept while recent steps are all alike.
-        """
-        if self._weight == 0.0:
-            return None
-        mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
-        variance = self._rows_squared / self._weight - mean_rows**2
-        if variance > _SMALL_VARIANCE:
-            row = (self._rows_seconds / self._weight - mean_rows * mean_seconds) / variance
-            self._row = min(max(row, 0.0), mean_seconds / mean_rows)
-        return None if self._row is None else (mean_seconds - self._row * mean_rows, self._row)
 
 
 def draft_length(acceptance: float, n_tokens: int, base_seconds: float, row_seconds: float, most: int) -> int:

@@ -90,6 +90,19 @@ def test_a_short_prompt_is_not_held_up_by_a_long_one() -> None:
     )
 
 
+def test_of_equal_prompts_the_older_ones_are_finished_first() -> None:
+    running = [Running(slot, 100, order=order) for slot, order in ((0, 2), (1, 0), (2, 1))]
+    assert plan_step(running, LIMITS) == (
+        Portion(1, 100, 0, wants_logits=True),
+        Portion(2, 28, 0, wants_logits=False),
+    )
+
+
+def test_a_long_prompt_gets_its_half_whatever_comes_after_it() -> None:
+    running = [Running(0, 1000, order=0), *(Running(slot, 60, order=slot) for slot in range(1, 9))]
+    assert plan_step(running, LIMITS)[0] == Portion(0, 64, 0, wants_logits=False)
+
+
 def test_guesses_get_what_others_leave_in_turns() -> None:
     few = StepLimits(max_rows=8, max_logit_rows=8, prompt_rows_beside_texts=8)
     portions = plan_step([text(0, 8), text(1, 8), text(2)], few)
@@ -115,16 +128,17 @@ def test_rows_are_shared_without_waste(wanted: list[int], n_rows: int) -> None:
     given_rows = share_rows(wanted, n_rows)
     assert sum(given_rows) == min(n_rows, sum(wanted))
     assert all(0 <= given <= want for given, want in zip(given_rows, wanted, strict=True))
-    if len(wanted) * 16 <= n_rows:
-        assert all(given >= min(want, 16) for given, want in zip(given_rows, wanted, strict=True))
+    if wanted:
+        assert given_rows[0] >= min(wanted[0], n_rows // 2)
 
 
 def test_prompts_get_the_rows_that_the_time_allows_in_whole_tiles() -> None:
     assert prompt_rows_within(0.1, None, 128) == 128
-    assert prompt_rows_within(0.1, 0.002, 128) == 48
-    assert prompt_rows_within(0.1, 1.0, 128) == 16
-    assert prompt_rows_within(0.1, 1e-6, 128) == 128
-    assert prompt_rows_within(0.1, 1.0, 5) == 5
+    assert prompt_rows_within(0.1, (0.0, 0.002), 128) == 48
+    assert prompt_rows_within(0.1, (0.03, 0.002), 128) == 32
+    assert prompt_rows_within(0.1, (0.2, 0.002), 128) == 16
+    assert prompt_rows_within(0.1, (0.0, 1e-6), 128) == 128
+    assert prompt_rows_within(0.1, (0.0, 1.0), 5) == 5
 
 
 def test_the_oldest_comes_first_but_clients_take_turns() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama_gpu.engine.drafting import DraftWish, NgramDrafter
-from dllama_gpu.engine.speculation import MAX_DRAFT, Speculation, StepCost, draft_length
+from dllama_gpu.engine.speculation import MAX_DRAFT, Speculation, draft_length
+from dllama_gpu.engine.step_cost import StepCost
 
 
 def guesses(tokens: Sequence[int], n: int = 4) -> list[int]:
