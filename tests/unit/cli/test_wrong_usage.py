@@ -235,3 +235,13 @@ def test_a_conversion_onto_a_disk_without_room(
     sentence = refused(run, "convert", "gguf", tiny_gguf, tmp_path / "a.m", tmp_path / "a.t")
     assert re.search(rf"a\.m needs \d\.\d MiB, 0\.0 MiB free in {re.escape(str(tmp_path))}; free some space", sentence)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale", [b"\x00\x7e", b"\x00\x7c"])  # NaN and infinity in float16
+def test_a_scale_that_is_no_number(run: Run, tiny: TinyModel, tmp_path: Path, scale: bytes) -> None:
+    data = bytearray(tiny.model.read_bytes())
+    data[-18:-16] = scale  # the head's last block
+    (tmp_path / "bad.m").write_bytes(data)
+    common = ["--model", tmp_path / "bad.m", "--tokenizer", tiny.tokenizer, "--prompt", "x", "--device", "cpu"]
+    sentence = refused(run, "inference", *common)
+    assert re.search(r"row 287 of tensor head holds NaN or infinity; the file is damaged", sentence)
