@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
-from dllama_gpu.graph.graph import Graph
+from dllama_gpu.graph.graph import CacheType, Graph
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.profile import Link
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_format import tensor_layout
+from dllama_gpu.model.spec import Architecture
 from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.messages import (
     Failure,
@@ -34,6 +35,7 @@ from dllama_gpu.net.messages import (
     read_batch,
     read_graph,
 )
+from tests.support.architectures import architecture_spec
 from tests.support.models import small_spec
 
 SPEC = small_spec()
@@ -54,6 +56,19 @@ def test_graphs_travel_unchanged(graph: Graph) -> None:
     assert isinstance(message, GraphMessage)
     assert read_graph(message) == graph
     assert message.spec == SPEC
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_graphs_of_every_architecture_travel_unchanged(architecture: Architecture) -> None:
+    spec = architecture_spec(architecture, FloatType.Q40)
+    tensors = {info.name: info for info in tensor_layout(spec)}
+    options = GraphOptions(seq_len=32, cache_type=CacheType.F32)
+    for shard in shard_by_ratio(spec, [2, 1]):
+        graph = build_graph(spec, tensors, options, shard)
+        message = decode(encode(graph_message(graph, "model.m", spec, FloatType.F16)))
+        assert isinstance(message, GraphMessage)
+        assert read_graph(message) == graph
+        assert message.spec == spec
 
 
 @pytest.mark.parametrize(
