@@ -210,12 +210,13 @@ def cut_in_two(graph: Graph) -> Graph:
 
 
 DEFECTS = {
-    "more experts chosen than there are": (Architecture.MIXTRAL, change_buffer("router_logits", width=1), "router"),
-    "ids that are no numbers of experts": (
+    "more experts chosen than there are": (
         Architecture.MIXTRAL,
-        change_buffer("expert_ids", type=BufferType.F32),
-        "f32",
+        lambda graph: change_buffer("expert_ids", width=5)(change_buffer("expert_weights", width=5)(graph)),
+        "chooses 5 of 4 experts",
     ),
+    "another number of weights": (Architecture.MIXTRAL, change_buffer("expert_ids", width=3), "of width 2, not 3"),
+    "ids as f32": (Architecture.MIXTRAL, change_buffer("expert_ids", type=BufferType.F32), "cannot use expert_ids"),
     "experts without a choice": (Architecture.MIXTRAL, without(TopExperts), "before experts are chosen"),
     "experts past the last": (
         Architecture.MIXTRAL,
