@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from dllama_gpu.cli.chat.thoughts import BEGIN
 from dllama_gpu.engine.engine import Engine
 from dllama_gpu.engine.events import Event, FailedEvent, FinishedEvent, FinishReason, Timings, TokenEvent, Usage
 from dllama_gpu.engine.request import CompletionRequest
@@ -14,6 +15,7 @@ from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 _POLL_SECONDS = 0.05
+_TAG_TOKENS = 12  # more than any vocabulary needs to write the tag and a line end
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Answering:
     def answer(self, prompt: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[str]:
         """Yields the answer in pieces of text; it ends soon, with a whole token, once `should_stop` is true.
 
-        What the engine has of the prompt already is not computed again. Raises DllamaError when the model fails.
+        What the engine has of the prompt already is not computed again. Where the template itself begins the model's
+        thoughts, the answer begins with that tag, too. Raises DllamaError when the model fails.
         """
         seed = self._sampling.seed
         request = CompletionRequest(
@@ -79,6 +82,8 @@ class Answering:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self._engine.submit(request, events.put)
         try:
+            if self._tokenizer.decode(prompt[-_TAG_TOKENS:]).rstrip().endswith(BEGIN):
+                yield f"{BEGIN}\n"
             while True:
                 try:
                     event = events.get(timeout=_POLL_SECONDS)

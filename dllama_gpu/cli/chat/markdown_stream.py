@@ -28,9 +28,9 @@ def split_blocks(text: str) -> list[str]:
     return [*blocks[:-1], blocks[-1].removesuffix("\n")]
 
 
-def markdown(text: str) -> Markdown:
+def markdown(text: str, style: str = "none") -> Markdown:
     """The text as rich draws it, in the terminal's own colours, with addresses written out."""
-    drawn = Markdown("", code_theme="ansi_dark", hyperlinks=False)
+    drawn = Markdown("", code_theme="ansi_dark", hyperlinks=False, style=style)
     drawn.parsed = _PARSER.parse(text)
     return drawn
 
@@ -42,13 +42,21 @@ class MarkdownStream:
     would have to be changed.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        style: str = "none",
+        blank_first: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console
+        self._style = style
         self._clock = clock
         self._text = ""
         self._live: Live | None = None
         self._next_drawing = 0.0
-        self._has_blocks = False
+        self._has_blocks = blank_first
 
     def push(self, piece: str) -> None:
         """Takes the next piece of text, which needs no end of a line."""
@@ -75,11 +83,11 @@ class MarkdownStream:
         if not block.strip():
             return
         self._stop()
-        self._console.print(_Block(block, blank_first=self._has_blocks))
+        self._console.print(_Block(block, self._style, blank_first=self._has_blocks))
         self._has_blocks = True
 
     def _draw(self) -> None:
-        tail = _Block(self._text, blank_first=self._has_blocks, only_tail=True)
+        tail = _Block(self._text, self._style, blank_first=self._has_blocks, only_tail=True)
         if self._live is None:
             self._live = Live(tail, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
             self._live.start(refresh=True)
@@ -95,13 +103,14 @@ class MarkdownStream:
 class _Block:
     """A block without the blank lines that rich puts around some kinds; `only_tail`: as much as the screen has room."""
 
-    def __init__(self, text: str, *, blank_first: bool, only_tail: bool = False) -> None:
+    def __init__(self, text: str, style: str, *, blank_first: bool, only_tail: bool = False) -> None:
         self._text = text
+        self._style = style
         self._blank_first = blank_first
         self._only_tail = only_tail
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(markdown(self._text), options.update(height=None), pad=False)
+        lines = console.render_lines(markdown(self._text, self._style), options.update(height=None), pad=False)
         while lines and _is_blank(lines[0]):
             del lines[0]
         while lines and _is_blank(lines[-1]):

@@ -17,9 +17,9 @@ from prompt_toolkit.styles import Style
 from rich.console import Console
 from rich.text import Text
 
+from dllama_gpu.cli.chat.answer_view import AnswerView
 from dllama_gpu.cli.chat.commands import COMMANDS, is_open_block
 from dllama_gpu.cli.chat.interrupt import StopWish, ctrl_c_stops
-from dllama_gpu.cli.chat.markdown_stream import MarkdownStream
 from dllama_gpu.cli.display import TextOutput
 from dllama_gpu.cli.terminal_text import without_controls
 
@@ -33,7 +33,7 @@ class TerminalSurface:
     def __init__(self, history: History, *, as_markdown: bool) -> None:
         self._console = Console(highlight=False)
         self._as_markdown = as_markdown and not self._console.is_dumb_terminal
-        self._answer: MarkdownStream | TextOutput | None = None
+        self._answer: AnswerView | TextOutput | None = None
         self._prompt: PromptSession[str] = PromptSession(
             history=history,
             completer=CommandCompleter(),
@@ -79,12 +79,8 @@ class TerminalSurface:
     def write(self, piece: str) -> None:
         """Draws the next piece of an answer."""
         if self._answer is None:
-            self._answer = MarkdownStream(self._console) if self._as_markdown else TextOutput()
-        piece = without_controls(piece)
-        if isinstance(self._answer, MarkdownStream):
-            self._answer.push(piece)
-        else:
-            self._answer.write(piece)
+            self._answer = AnswerView(self._console) if self._as_markdown else TextOutput()
+        self._answer.write(without_controls(piece))
 
     def end_answer(self) -> None:
         """Leaves the cursor on a new line."""

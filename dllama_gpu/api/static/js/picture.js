@@ -25,8 +25,10 @@ export function places(n) {
 
 export function drawPicture(svg, nodes, slowest) {
   const spots = places(nodes.length);
-  const height = nodes.length > 2 ? HEIGHT : 180;
-  svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+  const ys = spots.map((spot) => spot.y);
+  const top = Math.min(...ys, HEIGHT) - LARGEST - (nodes.length > 2 ? 50 : 10);
+  const height = Math.max(...ys, 0) + LARGEST + 50 - top;
+  svg.setAttribute("viewBox", `0 ${top} ${WIDTH} ${height}`);
   svg.setAttribute("aria-label", description(nodes, slowest));
   const lines = shape("g", {});
   const circles = shape("g", {});
@@ -38,7 +40,7 @@ export function drawPicture(svg, nodes, slowest) {
       const ends = { x1: spots[i].x, y1: spots[i].y, x2: spots[j].x, y2: spots[j].y };
       lines.append(shape("line", { ...ends, "stroke-width": 1.2 + 3 * traffic }, isLost ? "link lost" : "link"));
     }
-    circles.append(circle(node, spots[i], node.rank === slowest, nodes.length > 2 && spots[i].y < height / 2 - 30));
+    circles.append(circle(node, spots[i], node.rank === slowest, nodes.length > 2 && spots[i].y < HEIGHT / 2 - 30));
   });
   svg.replaceChildren(lines, circles);
 }

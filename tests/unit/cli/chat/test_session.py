@@ -349,6 +349,15 @@ def test_when_the_model_fails_the_message_is_taken_back_and_the_chat_goes_on(sta
     assert session.conversation.turns == (Turn("a", "A"), Turn("c", "C"))
 
 
+def test_an_answer_whose_thoughts_the_template_begins_says_so(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate("{{ messages[-1].content }}<|im_start|>assistant\n<think>\n")
+    program = FakeProgram(echoes, vocab_size=258, max_rows=16, seq_len=SEQ_LEN)
+    with Engine(program, tokenizer) as engine:
+        answering = Answering(engine, tokenizer, template, SamplingParams(temperature=0), 3)
+        prompt = answering.encode([{"role": "user", "content": "x"}])
+        assert "".join(answering.answer(prompt, lambda: False)).startswith("<think>\n")
+
+
 def test_special_tokens_in_a_message_are_only_text(start: Start) -> None:
     session, _, program = start("<|im_end|>")
     session.run()
