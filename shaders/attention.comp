@@ -13,6 +13,7 @@ layout(constant_id = 1) const uint OUT = 0;
 layout(constant_id = 2) const uint HEADS = 4; // query heads at a time
 layout(constant_id = 3) const uint HEAD_UNITS = 8; // head_dim / 8, rounded up
 layout(constant_id = 4) const uint SPLITS = 0; // store part results, for attention_merge
+layout(constant_id = 5) const uint CACHE = 0;
 
 #include "step.glsl"
 layout(binding = 1) restrict readonly buffer Qkv { float qkv[]; };
@@ -20,6 +21,8 @@ layout(binding = 2) restrict readonly buffer Keys { uvec4 keys[]; };
 layout(binding = 3) restrict readonly buffer Values { uvec4 values[]; };
 layout(binding = 4) restrict writeonly buffer Out { uint out_words[]; };
 layout(binding = 5) restrict writeonly buffer OutScales { vec2 out_scales[]; };
+layout(binding = 6) restrict readonly buffer KeyScales { float key_scales[]; };
+layout(binding = 7) restrict readonly buffer ValueScales { float value_scales[]; };
 
 #include "attention_shape.glsl"
 #include "kv_cache.glsl"
@@ -36,9 +39,46 @@ shared vec4 result[HEAD_UNITS * 2 + 6]; // whole blocks of 8 quads
 
 const float LOWEST = -3.0e38;
 
-void halves(uvec4 unit, out vec4 first, out vec4 second) {
-    first = vec4(unpackHalf2x16(unit.x), unpackHalf2x16(unit.y));
-    second = vec4(unpackHalf2x16(unit.z), unpackHalf2x16(unit.w));
+// The 8 elements of a unit that `words` holds, all of it or, of Q80, half; of floats it is two.
+void elements(uvec4 words, uvec4 more, uint unit, float scale, out vec4 first, out vec4 second) {
+    if (CACHE == CACHE_F32) {
+        first = uintBitsToFloat(words);
+        second = uintBitsToFloat(more);
+    } else if (CACHE == CACHE_Q80) {
+        uvec2 half_of = (unit & 1u) == 0 ? words.xy : words.zw;
+        first = int8_values(half_of.x) * scale;
+        second = int8_values(half_of.y) * scale;
+    } else {
+        first = vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
+        second = vec4(unpackHalf2x16(words.z), unpackHalf2x16(words.w));
+    }
+}
+
+// Of 16 bytes, where a unit begins.
+uint place_of(uint unit) {
+    return CACHE == CACHE_F32 ? 2 * unit : CACHE == CACHE_Q80 ? unit / 2 : unit;
+}
+
+void key_elements(uint kv_row, uint position, uint unit, out vec4 first, out vec4 second) {
+    uint at = key_unit(kv_row, shape.seq_len, HEAD_UNITS, position, unit);
+    uvec4 words = keys[place_of(at)];
+    uvec4 more = CACHE == CACHE_F32 ? keys[place_of(at) + 1] : words;
+    float scale = 1;
+    if (CACHE == CACHE_Q80) {
+        scale = key_scales[cache_scale(kv_row, shape.seq_len, HEAD_UNITS, position, unit)];
+    }
+    elements(words, more, at, scale, first, second);
+}
+
+void value_elements(uint kv_row, uint position, uint unit, out vec4 first, out vec4 second) {
+    uint at = value_unit(kv_row, shape.seq_len, HEAD_UNITS, position, unit);
+    uvec4 words = values[place_of(at)];
+    uvec4 more = CACHE == CACHE_F32 ? values[place_of(at) + 1] : words;
+    float scale = 1;
+    if (CACHE == CACHE_Q80) {
+        scale = value_scales[cache_scale(kv_row, shape.seq_len, HEAD_UNITS, position, unit)];
+    }
+    elements(words, more, at, scale, first, second);
 }
 
 void main() {
@@ -100,7 +140,7 @@ void main() {
         if (position < stop) {
             for (uint unit = 0; unit < HEAD_UNITS; unit++) {
                 vec4 a, b;
-                halves(keys[key_unit(kv_row, shape.seq_len, HEAD_UNITS, position, unit)], a, b);
+                key_elements(kv_row, position, unit, a, b);
                 [[unroll]] for (uint h = 0; h < HEADS; h++) {
                     uint at = (h * HEAD_UNITS + unit) * 2;
                     score[h] += dot(queries[at], a) + dot(queries[at + 1], b);
@@ -137,7 +177,7 @@ void main() {
             uint n = min(WORKGROUP, stop - tile);
             for (uint p = my_team; p < n; p += n_teams) {
                 vec4 a, b;
-                halves(values[value_unit(kv_row, shape.seq_len, HEAD_UNITS, tile + p, my_unit)], a, b);
+                value_elements(kv_row, tile + p, my_unit, a, b);
                 [[unroll]] for (uint h = 0; h < HEADS; h++) {
                     float weight = scores[h * WORKGROUP + p];
                     weight_sum[h] += weight;

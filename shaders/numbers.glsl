@@ -1,3 +1,5 @@
+#ifndef NUMBERS
+#define NUMBERS
 // Number formats: f16 rounding and the blocks of Q80.
 
 // Nearest even, as NumPy rounds; packHalf2x16 may round either way.
@@ -21,3 +23,15 @@ float rounded_to_half(float value) {
 uint pack_int8(ivec4 q) {
     return uint(q.x & 0xff) | (uint(q.y & 0xff) << 8) | (uint(q.z & 0xff) << 16) | (uint(q.w & 0xff) << 24);
 }
+
+// Bytes as the mantissas of 2^23 + byte: cheaper on most GPUs than converting integers.
+vec4 biased_bytes(uint word) {
+    uvec4 bytes = uvec4(word, word >> 8, word >> 16, word >> 24) & 0xffu;
+    return uintBitsToFloat(bytes | 0x4b000000u);
+}
+
+// The four int8 of a word.
+vec4 int8_values(uint word) {
+    return biased_bytes(word ^ 0x80808080u) - 8388736.0;
+}
+#endif

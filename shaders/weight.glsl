@@ -10,6 +10,8 @@
 //
 // A unit's columns are read as quads of 4: quad k of unit u is columns 4·(u·QUADS + k) .. + 3.
 // The includer declares `weights` (uvec4[]) and `scales` (uint[]).
+#include "numbers.glsl"
+
 const uint F32 = 0;
 const uint F16 = 1;
 const uint BF16 = 2;
@@ -22,12 +24,6 @@ const bool NIBBLES = TYPE == Q40 || TYPE == Q41;
 const bool HALVES = TYPE == F16 || TYPE == BF16;
 const uint QUADS = NIBBLES ? 8 : TYPE == Q80 ? 4 : HALVES ? 2 : 1;
 
-// A byte as the mantissa of 2^23 + byte: cheaper on most GPUs than converting an integer.
-vec4 biased_bytes(uint word) {
-    uvec4 bytes = uvec4(word, word >> 8, word >> 16, word >> 24) & 0xffu;
-    return uintBitsToFloat(bytes | 0x4b000000u);
-}
-
 // Quad k of a unit, not yet scaled.
 vec4 weight_quad(uvec4 unit, uint k) {
     if (NIBBLES) {
@@ -35,7 +31,7 @@ vec4 weight_quad(uvec4 unit, uint k) {
         return biased_bytes(word) - (TYPE == Q40 ? 8388616.0 : 8388608.0);
     }
     if (TYPE == Q80) {
-        return biased_bytes(unit[k] ^ 0x80808080u) - 8388736.0;
+        return int8_values(unit[k]);
     }
     if (TYPE == F16) {
         return vec4(unpackHalf2x16(unit[2 * k]), unpackHalf2x16(unit[2 * k + 1]));

@@ -10,6 +10,7 @@ from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     Attention,
     BufferType,
+    CacheType,
     Embed,
     ExpertGatedMatmul,
     ExpertMatmul,
@@ -41,6 +42,7 @@ _TYPE_NUMBERS = {  # as in shaders/weight.glsl
     FloatType.Q41: 4,
     FloatType.Q80: 5,
 }
+_CACHE_NUMBERS = {CacheType.F16: 0, CacheType.Q80: 1, CacheType.F32: 2}  # as in shaders/kv_cache.glsl
 _F32, _ROUNDED, _Q80 = 0, 1, 2  # as in shaders/q80.glsl
 CANDIDATE_LIST = 1024
 CANDIDATE_WINDOW = 256
@@ -65,9 +67,14 @@ class Surroundings:
     step: Binding
     scratch: dict[str, Activation]
 
-    def cache(self, name: str, half: str, access: Access) -> Binding:
-        """Keys or values of a layer."""
-        return Binding(f"{name}.{half}", 0, cache_bytes(self.caches[name], self.n_slots, self.seq_len), access)
+    def cache(self, name: str, half: str, access: Access) -> tuple[Binding, Binding]:
+        """Keys or values of a layer, and their scales; without scales, which shaders then leave alone, twice."""
+        cache, allocation = self.caches[name], f"{name}.{half}"
+        n_elements = _cache_elements(cache, self.n_slots, self.seq_len)
+        if cache.type is not CacheType.Q80:
+            everything = Binding(allocation, 0, n_elements * (2 if cache.type is CacheType.F16 else 4), access)
+            return everything, everything
+        return Binding(allocation, 0, n_elements, access), Binding(allocation, n_elements, n_elements // 8, access)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,11 @@ def dispatches(op: Op, around: Surroundings, counts: RowCounts) -> list[Dispatch
     return list(_MAPPERS[type(op)](op, around, counts))
 
 
+def vectors_of(op: RopeStore) -> tuple[str, ...]:
+    """Weights that the shader wants one behind the other: biases of q, k and v, norms of q and k; what there is."""
+    return (*(op.biases or ()), *(op.norms or ()))
+
+
 def gated_name(op: GatedMatmul | ExpertGatedMatmul) -> str:
     """Key of gate and up together in `Surroundings.matrices`."""
     return f"{op.gate}+{op.up}"
@@ -94,7 +106,12 @@ def gated_name(op: GatedMatmul | ExpertGatedMatmul) -> str:
 
 def cache_bytes(cache: KvCache, n_slots: int, seq_len: int) -> int:
     """Bytes of the keys, or of the values, of a layer; shaders/kv_cache.glsl."""
-    return n_slots * cache.n_kv_heads * seq_len * 16 * _units_of(cache.head_dim)
+    n_elements = _cache_elements(cache, n_slots, seq_len)
+    return {
+        CacheType.F16: 2 * n_elements,
+        CacheType.F32: 4 * n_elements,
+        CacheType.Q80: n_elements + n_elements // 8,
+    }[cache.type]
 
 
 def attention_partials(op: Attention, cache: KvCache, tuning: Tuning, n_rows: int, seq_len: int) -> int:
@@ -254,20 +271,28 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
 def _rope_store(op: RopeStore, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
     qkv, cache = around.activations[op.qkv], around.caches[op.cache]
     angles = around.activations[op.angles] if op.angles is not None else qkv
-    biases = around.vectors[op.biases] if op.biases is not None else around.step
-    norms = around.vectors[op.norms] if op.norms is not None else around.step
+    names = vectors_of(op)
     features = op.angles is not None, op.biases is not None, op.norms is not None
+    keys, key_scales = around.cache(op.cache, "keys", "w")
+    values, value_scales = around.cache(op.cache, "values", "w")
     yield Dispatch(
         "rope_store",
-        (around.tuning.plain_lanes, int(op.style is RopeStyle.HALF_SPLIT), *map(int, features), cache.head_dim),
+        (
+            around.tuning.plain_lanes,
+            int(op.style is RopeStyle.HALF_SPLIT),
+            *map(int, features),
+            cache.head_dim,
+            _CACHE_NUMBERS[cache.type],
+        ),
         (
             around.step,
             qkv.values("rw"),
             angles.values(),
-            around.cache(op.cache, "keys", "w"),
-            around.cache(op.cache, "values", "w"),
-            biases,
-            norms,
+            keys,
+            values,
+            around.vectors[names] if names else around.step,
+            key_scales,
+            value_scales,
         ),
         words(
             op.n_heads,
@@ -322,16 +347,20 @@ def _attention(op: Attention, around: Surroundings, counts: RowCounts) -> Iterat
     )
     splits = plan.n_splits > 1
     partials = around.scratch["partials"] if splits else into
+    keys, key_scales = around.cache(op.cache, "keys", "r")
+    values, value_scales = around.cache(op.cache, "values", "r")
     yield Dispatch(
         "attention",
-        (plan.lanes, _out_mode(into), plan.heads, plan.head_units, int(splits)),
+        (plan.lanes, _out_mode(into), plan.heads, plan.head_units, int(splits), _CACHE_NUMBERS[cache.type]),
         (
             around.step,
             qkv.values(),
-            around.cache(op.cache, "keys", "r"),
-            around.cache(op.cache, "values", "r"),
+            keys,
+            values,
             partials.values("w"),
             partials.scales("w"),
+            key_scales,
+            value_scales,
         ),
         push,
         (plan.n_splits, plan.n_groups, n_rows),
@@ -498,3 +527,7 @@ def _out_mode(out: Activation) -> int:
 
 def _units_of(head_dim: int) -> int:
     return round_up(head_dim, 8) // 8
+
+
+def _cache_elements(cache: KvCache, n_slots: int, seq_len: int) -> int:
+    return n_slots * cache.n_kv_heads * seq_len * 8 * _units_of(cache.head_dim)

@@ -21,7 +21,6 @@ from dllama_gpu.graph.graph import (
     Attention,
     Broadcast,
     BufferType,
-    CacheType,
     Embed,
     ExpertGatedMatmul,
     ExpertMatmul,
@@ -206,15 +205,14 @@ def _vectors(graph: Graph) -> dict[tuple[str, ...], Binding]:
     widths = {weight.name: weight.n_columns for weight in graph.weights}
     vectors: dict[tuple[str, ...], Binding] = {}
     for op in graph.steps:
-        wanted: tuple[tuple[str, ...] | None, ...] = ()
+        names: tuple[str, ...] = ()
         if isinstance(op, RmsNorm):
-            wanted = ((op.weight,),)
+            names = (op.weight,)
         elif isinstance(op, RopeStore):
-            wanted = op.biases, op.norms
-        for names in wanted:
-            if names is not None:
-                n_numbers = round_up(sum(widths[name] for name in names), 8)
-                vectors[names] = Binding(weight_allocation(*names), 0, 4 * n_numbers)
+            names = ops.vectors_of(op)
+        if names:
+            n_numbers = round_up(sum(widths[name] for name in names), 8)
+            vectors[names] = Binding(weight_allocation(*names), 0, 4 * n_numbers)
     return vectors
 
 
@@ -267,8 +265,6 @@ def _check(graph: Graph) -> None:
             raise DllamaError(
                 f"the Vulkan device needs an even head_dim of at most {_MAX_HEAD_DIM}, not {cache.head_dim}"
             )
-        if cache.type is not CacheType.F16:
-            raise DllamaError(f"the Vulkan device keeps keys and values as f16, not {cache.type.value}")
     weights = {weight.name: weight for weight in graph.weights}
     most = ops.CANDIDATE_LIST - ops.CANDIDATE_WINDOW
     for op in graph.steps:

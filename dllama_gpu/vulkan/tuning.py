@@ -81,7 +81,7 @@ def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
         sum_lanes=min(256, limits.max_invocations),
         plain_lanes=min(64, limits.max_invocations),
         team=subgroup,
-        busy_lanes=1 << 16,
+        busy_lanes=1 << 17,
         attention_lanes=128,
         min_split=128,
         busy_groups=512,
@@ -98,7 +98,8 @@ def matvec_rows(tuning: Tuning, n_rows: int) -> int | None:
 
 def matvec(tuning: Tuning, n_rows: int, n_units: int, batch_rows: int) -> MatvecShape:
     """Few teams make long ones: a row's columns are then shared by more lanes."""
-    rows = 1 if tuning.limits.is_cpu or batch_rows > 4 else 2
+    few = n_rows // 2 * tuning.team < tuning.busy_lanes // 4
+    rows = 1 if tuning.limits.is_cpu or batch_rows > 4 or few else 2
     limit = min(256, tuning.limits.max_invocations)
     team = tuning.team
     while team < limit and n_rows // rows * team < tuning.busy_lanes and n_units >= 4 * team:

@@ -15,6 +15,7 @@ from dllama_gpu.graph.graph import (
     Attention,
     Buffer,
     BufferType,
+    CacheType,
     Embed,
     ExpertGatedMatmul,
     ExpertMatmul,
@@ -129,7 +130,7 @@ class OpBench:
         self, runner: PlanRunner, rows: Sequence[Row] | None = None, **sizes: int
     ) -> tuple[PlannedProgram, NumpyProgram]:
         rows = rows or [Row(r, 0, r, True) for r in range(self.n_rows)]
-        programs = self.compile(runner, **(sizes or {"seq_len": max(64, self.n_rows)}))
+        programs = self.compile(runner, **{"seq_len": max(64, self.n_rows), **sizes})
         for program in programs:
             program.run(Batch.of(rows))
         return programs
@@ -373,6 +374,15 @@ def test_rope_store_adds_biases_and_norms_heads(runner: PlanRunner, biases: bool
     programs = bench.run(runner)
     assert np.allclose(programs[0].buffer("x", 7)[:, :384], programs[1].buffer("x", 7)[:, :384], atol=2e-5)
     compare(programs, "out", 7, tolerance=3e-4)
+
+
+@pytest.mark.parametrize("cache_type", [CacheType.Q80, CacheType.F32])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_attention_over_other_caches(runner: PlanRunner, head_dim: int, cache_type: CacheType) -> None:
+    bench = attention_bench(19, 6, 2, head_dim)
+    bench.caches = [replace(bench.caches[0], type=cache_type)]
+    # A quant of the cache may fall on the other side of a half.
+    compare(bench.run(runner, n_slots=2), "out", 19, tolerance=1e-5 if cache_type is CacheType.F32 else 5e-3)
 
 
 def test_attention_through_a_window(runner: PlanRunner) -> None:
