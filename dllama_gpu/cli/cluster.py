@@ -43,7 +43,9 @@ def connect(options: Options, *, measure: Sequence[FloatType]) -> Cluster:
         note("warning", warning)
     addresses = _addresses(options, has_key=key is not None)
     note("cluster", f"connecting to {', '.join(addresses)}" + (", measuring nodes and links" if measure else ""))
-    cluster = Cluster.connect(addresses, key=key, timeout=options.worker_timeout, measure=measure)
+    # What was found may have gone, be taken or have another key by now; what was named must be there.
+    missing = (lambda error: note("left out", str(error))) if AUTO in options.workers else None
+    cluster = Cluster.connect(addresses, key=key, timeout=options.worker_timeout, measure=measure, missing=missing)
     for worker in cluster.workers:
         report = worker.report
         machine = ", ".join(filter(None, (report.host_name, report.device, report.cpu)))

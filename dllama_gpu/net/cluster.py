@@ -23,7 +23,7 @@ from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel, RemoteFailureError
 from dllama_gpu.net.cluster_program import LAST_WORDS_SECONDS, ClusterProgram, Worker, last_words
 from dllama_gpu.net.exchange import MeshExchange
-from dllama_gpu.net.hashing import slice_digests
+from dllama_gpu.net.hashing import slice_digests, unknown_bytes
 from dllama_gpu.net.links import chooser, measure_link, mesh_key, open_channel, open_peer
 from dllama_gpu.net.loading import PATIENCE_SECONDS, receive_patiently, send_slices
 from dllama_gpu.net.measure import NodeSpeed
@@ -45,6 +45,7 @@ from dllama_gpu.net.slices import graph_slices, localize
 ROOT = "root"
 """The root's name among the nodes."""
 _PLENTY = 1 << 60
+_HASHING = -1  # beside the ranks of nodes that load
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Message = TypeVar("_Message", bound=Message)
@@ -158,7 +159,8 @@ class Cluster:
         """Connects all nodes with each other and loads `graphs` (by rank, the root's first), the root's on `device`.
 
         Exchanges cross the network as `wire`. `cache_folder` is where the hashes of the model's slices are remembered.
-        `progress` is told the bytes done and in all on all nodes together, from several threads, one at a time.
+        `progress` is told the bytes done and in all on all nodes together, those to be hashed first among them, from
+        several threads, one at a time.
         Raises DllamaError naming the worker that failed.
         """
         if len(graphs) != 1 + len(self.workers):
@@ -167,8 +169,9 @@ class Cluster:
         pieces = [graph_slices(graph) for graph in graphs[1:]]
         worker_bytes = sum(piece.n_bytes for share in pieces for piece in share)
         every = tuple(piece for share in pieces for piece in share)
-        done = _Progress(progress, worker_bytes + graphs[0].weight_bytes())
-        digests = slice_digests(source, every, cache_folder)
+        to_hash = unknown_bytes(source, every, cache_folder)
+        done = _Progress(progress, to_hash + worker_bytes + graphs[0].weight_bytes())
+        digests = slice_digests(source, every, cache_folder, lambda n, _: done.told(_HASHING, n))
 
         def load_worker(worker: Worker) -> int:
             worker.channel.timeout = max(self._timeout, PATIENCE_SECONDS)

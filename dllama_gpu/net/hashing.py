@@ -54,6 +54,12 @@ def slice_digests(
     return {piece: known[_key(piece)] for piece in pieces}
 
 
+def unknown_bytes(source: ModelSource, pieces: Sequence[WeightSlice], folder: Path | None) -> int:
+    """Bytes that `slice_digests` would have to read."""
+    known = _load(None if folder is None else _file_of(folder, source.path), source.path).digests
+    return sum(piece.n_bytes for piece in dict.fromkeys(pieces) if _key(piece) not in known)
+
+
 def _digest(source: ModelSource, piece: WeightSlice) -> bytes:
     code = new_digest()
     for chunk in read_slice(source, piece, 0, _CHUNK_BYTES):

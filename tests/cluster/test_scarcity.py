@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.worker_command import REPOSITORY, WorkerCommand
+from tests.support.worker_process import wait_until
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set in Linux's way")
 
@@ -73,6 +74,32 @@ def test_a_worker_without_memory_says_so_and_serves_the_next_root(
     assert process.returncode == 1
     assert re.search(rf"error: worker {re.escape(worker.address)}: no memory for the KV cache \(", said), said
     worker.await_log("session ended: no memory")
+    assert "Paris" in text_of(smollm2_gguf, worker)[0]
+
+
+@LINUX
+def test_a_killed_root_gives_the_worker_its_memory_back(smollm2_gguf: Path, tmp_path: Path, stack: ExitStack) -> None:
+    worker = WorkerCommand(tmp_path, "--device", "cpu")
+    stack.callback(worker.stop)
+
+    def resident_bytes() -> int:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text(encoding="ascii")
+        found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        assert found
+        return 1024 * int(found[1])
+
+    text_of(smollm2_gguf, worker)
+    worker.await_log("session ended")
+    before = resident_bytes()
+    process = root(smollm2_gguf, worker, "--steps", "8000", "--ignore-eos", ratio="1,4")
+    assert process.stdout is not None
+    process.stdout.read(20)
+    during = resident_bytes()
+    process.kill()
+    process.communicate()
+    wait_until(lambda: sum("session ended" in line for line in worker.log) == 2, "the end of the session")
+    assert during - before > 40 << 20
+    assert resident_bytes() - before < 20 << 20
     assert "Paris" in text_of(smollm2_gguf, worker)[0]
 
 

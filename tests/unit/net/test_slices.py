@@ -17,7 +17,7 @@ from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net import hashing
-from dllama_gpu.net.hashing import slice_digests
+from dllama_gpu.net.hashing import slice_digests, unknown_bytes
 from dllama_gpu.net.slices import SliceSource, WeightSlice, graph_slices, localize, read_slice
 from dllama_gpu.net.store import HeldSlice
 from tests.support.models import write_random_m
@@ -103,8 +103,11 @@ def test_hashes_are_computed_once_for_a_file(
 ) -> None:
     pieces = graph_slices(graphs(source)[0])
     told: list[tuple[int, int]] = []
+    to_read = sum(piece.n_bytes for piece in pieces)
+    assert unknown_bytes(source, pieces, tmp_path / "cache") == unknown_bytes(source, pieces, None) == to_read
     first = slice_digests(source, pieces, tmp_path / "cache", lambda done, total: told.append((done, total)))
-    assert told[-1] == (sum(piece.n_bytes for piece in pieces),) * 2
+    assert told[-1] == (to_read, to_read)
+    assert unknown_bytes(source, pieces, tmp_path / "cache") == 0
     assert len(set(first.values())) == len({content(source, piece) for piece in pieces})
     with monkeypatch.context() as patch:
         patch.setattr(hashing, "read_slice", lambda *_: pytest.fail("read again"))
