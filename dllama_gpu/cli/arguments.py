@@ -120,6 +120,13 @@ def add_device_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("computation")
     add_device_argument(group)
     group.add_argument(
+        "--gpu-layers",
+        type=whole_number(0),
+        metavar="N",
+        help="the GPU computes N layers' worth of the model and the CPU the rest (default: all on the GPU if its "
+        "memory holds it, else what the planner finds best)",
+    )
+    group.add_argument(
         "--nthreads",
         type=whole_number(1),
         metavar="N",

@@ -77,7 +77,7 @@ def add_cluster_arguments(parser: Parser, *, trace: bool = True) -> None:
         "--max-memory",
         type=byte_size,
         metavar="SIZE",
-        help="memory that this node's share may take, e.g. 3G (default: what is free)",
+        help="memory that this node's share, or a GPU's part of the model, may take, e.g. 3G (default: what is free)",
     )
     group.add_argument(
         "--cache-dir",
@@ -107,7 +107,9 @@ def check_cluster_options(options: Options, program: str) -> None:
     if options.no_cache and options.cache_dir is not None:
         raise UsageError("--no-cache leaves nothing for --cache-dir to say", program)
     if options.workers is None:
-        for name in ("ratio", "key_file", "max_memory", "no_cache", "cache_dir"):
+        # Without workers --max-memory bounds what a GPU takes.
+        alone = ("max_memory",) if options.device == "cpu" else ()
+        for name in ("ratio", "key_file", *alone, "no_cache", "cache_dir"):
             if getattr(options, name) not in (None, False):
                 raise UsageError(f"--{name.replace('_', '-')} has a meaning with --workers only", program)
     elif AUTO in options.workers and options.ratio is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -29,6 +30,23 @@ class DeviceChoice:
         from dllama_gpu.cli.gpu_check import open_checked
 
         return open_checked(self.gpu)
+
+    def open_alone(self, options: Options) -> Device:
+        """As `open`, for a model that no other machine shares: the CPU helps a GPU whose memory is too small."""
+        if self.gpu is None:
+            return self.open(options)
+
+        from dllama_gpu.cli.gpu_check import open_checked
+        from dllama_gpu.engine.split_device import SplitDevice
+
+        return SplitDevice(
+            open_checked(self.gpu),
+            functools.cache(lambda: CpuDevice(options.nthreads, pin=options.pin_threads)),
+            available_memory,
+            tell=lambda text: note("share", text),
+            max_memory=options.max_memory,
+            gpu_layers=options.gpu_layers,
+        )
 
     def free_memory(self) -> int | None:
         """Bytes that a model may take there now, None if unknown."""

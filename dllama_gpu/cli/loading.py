@@ -31,7 +31,7 @@ class LoadedProgram:
 
 
 def make_device(options: Options, program: str) -> Device:
-    """The device that --device, --nthreads and --pin-threads ask for.
+    """The device that --device, --nthreads, --pin-threads and --gpu-layers ask for.
 
     Raises UsageError for more threads than there are processors, and DllamaError when the device cannot be had.
     """
@@ -40,7 +40,17 @@ def make_device(options: Options, program: str) -> Device:
         raise UsageError(
             f"--nthreads must be from 1 to {limit}, the processors available here, not {options.nthreads}", program
         )
-    return choose_device(options.device).open(options)
+    choice = choose_device(options.device)
+    if options.gpu_layers is not None:
+        if choice.gpu is None:
+            raise UsageError("--gpu-layers is for a GPU, but the CPU computes; name it with --device vulkan", program)
+        if options.workers is not None:
+            raise UsageError(
+                "--gpu-layers shares a model within one machine; with --workers start another `dllama-gpu worker "
+                "--device cpu` here and leave the shares to the planner or to --ratio",
+                program,
+            )
+    return choice.open(options) if options.workers is not None else choice.open_alone(options)
 
 
 def open_chosen_model(options: Options) -> OpenModel:

@@ -31,6 +31,11 @@ class VulkanDevice:
         """Bytes that a program may take."""
         return self.gpu.free_memory()
 
+    def bytes_of(self, graph: Graph) -> int:
+        """Bytes that a program of `graph` takes on the GPU. Raises DllamaError for a graph that it cannot run."""
+        check(graph)
+        return sum(a.n_bytes for a in plan_program(graph, self.gpu.limits, self.gpu.tier).allocations)
+
     def compile(self, graph: Graph, source: ModelSource, progress: LoadProgress | None = None) -> VulkanProgram:
         """Loads the graph's weights from `source` into the GPU's memory.
 
