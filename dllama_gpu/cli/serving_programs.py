@@ -79,6 +79,7 @@ class ClusterPrograms:
         self._options = options
         self._graph_options = graph_options
         self._wire = FloatType(options.buffer_float_type)
+        self._program = program
         self.device = make_device(options, program)
         self._cluster: Cluster | None = None
         self._profiles: dict[str, NodeProfile] = {}
@@ -114,6 +115,7 @@ class ClusterPrograms:
             self._cluster.close()
             self._cluster = None
             gc.collect()  # the lost program's memory is needed for the next one
+            self.device = make_device(self._options, self._program)  # it may be this node's own that was lost
         return self._rejoin(attempt)
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ class CpuProgram:
         self._declared = {buffer.name: buffer for buffer in graph.buffers}
         self._n_experts = {weight.name: weight.n_experts for weight in graph.weights}
         self._caches: dict[str, _native.KvCache] = {}
+        self._cache_parts: list[tuple[npt.NDArray[np.uint8], int, int]] = []
         self._attention_work: dict[tuple[int, int], _native.AttentionWork] = {}
         self._expert_work: dict[tuple[int, int, int], _native.ExpertWork] = {}
         # Whose rows the work is sorted by as emission goes on: the buffer of ids.
@@ -113,6 +114,16 @@ class CpuProgram:
             return _native.read_q80(self._buffers[name], n_rows)
         return self._arrays[name][:n_rows]
 
+    def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
+        """See `dllama_gpu.graph.batch.PrefixCopier`. Raises ValueError for slots or positions that there are not."""
+        slots = range(self._graph.n_slots)
+        if source not in slots or target not in slots or not 0 <= n_positions <= self._graph.seq_len:
+            raise ValueError(f"cannot copy {n_positions} positions from slot {source} to slot {target}")
+        n_rounded = _round_up(n_positions)  # keys of 16 positions lie in one piece
+        for part, n_kv_heads, seq_len in self._cache_parts:
+            heads = part.reshape(self._graph.n_slots, n_kv_heads, seq_len, -1)
+            heads[target, :, :n_rounded] = heads[source, :, :n_rounded]
+
     def _add_buffers(self) -> None:
         for buffer in self._graph.buffers:
             logits_only = buffer.rows is Rows.LOGITS
@@ -142,6 +153,11 @@ class CpuProgram:
         for cache, shape, size in zip(self._graph.caches, shapes, sizes, strict=True):
             keys, values = (arena.take(size) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
+            for array in (keys, values):
+                # The scales of Q80, one f32 for 32 elements, lie behind all elements.
+                n_elements = size * 8 // 9 if cache.type is CacheType.Q80 else size
+                parts = (array[:n_elements], array[n_elements:size])
+                self._cache_parts += [(part, cache.n_kv_heads, seq_len) for part in parts if len(part)]
             self._caches[cache.name] = _native.KvCache(keys, values, *shape)
 
     def _emit_embed(self, op: Embed) -> None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 
@@ -19,8 +19,10 @@ from dllama_gpu.engine.scheduler import (
     Portion,
     Running,
     Slot,
+    SlotChoice,
     StepLimits,
     choose_slot,
+    is_worth_waiting,
     next_in_queue,
     plan_step,
     prompt_rows_within,
@@ -28,7 +30,7 @@ from dllama_gpu.engine.scheduler import (
 from dllama_gpu.engine.speculation import Speculation
 from dllama_gpu.engine.step_cost import StepCost
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program, Row
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, PrefixCopier, Program, Row
 from dllama_gpu.graph.graph import Graph
 
 _log = logging.getLogger(__name__)
@@ -110,8 +112,10 @@ class EngineCore:
         Raises ProgramFailedError when the program fails; `use_program` or `fail_all` must follow.
         """
         self.end_early()
-        self._admit()
-        if not self.running or self._program is None:
+        if self._program is None:
+            return
+        self._admit(self._program)
+        if not self.running:
             return
         drafts = self._draft()
         portions = plan_step(
@@ -138,25 +142,38 @@ class EngineCore:
             if reason is not None:
                 self._finish(active, reason)
 
-    def _admit(self) -> None:
-        while self.queue:
-            clients = [active.request.client for active in self.queue]
-            number = next_in_queue(clients, [active.request.client for active in self.running.values()])
-            choice = choose_slot(self.queue[number].tokens, self.slots)
+    def _admit(self, program: _Guarded) -> None:
+        """Gives free slots to the queue. Who shares a beginning that is just being computed waits for it."""
+        waiting = list(self.queue)
+        while waiting and any(slot.is_free for slot in self.slots):
+            running = list(self.running.values())
+            clients = [active.request.client for active in waiting]
+            active = waiting.pop(next_in_queue(clients, [other.request.client for other in running]))
+            slots = list(self.slots)
+            for other in running:
+                slots[other.slot] = Slot(other.tokens[: other.n_computed], False, self._n_steps)
+            choice = choose_slot(active.tokens, slots, can_copy=program.can_copy)
             if choice is None:
                 return
-            active = self.queue.pop(number)
-            now, is_new = self._clock(), not active.has_started
-            active.start(choice.slot, choice.n_reused, now)
-            active.order = self._n_admitted
-            self._n_admitted += 1
-            self.running[choice.slot] = active
-            self.slots[choice.slot] = Slot([], False, self._n_steps)
-            if self._speculation is not None:
-                self._speculation.start(choice.slot)
-            if is_new:
-                self.meters.started(active, now)
-                self._tell(active, StartedEvent(choice.n_reused))
+            if program.can_copy and is_worth_waiting(active.tokens, choice, [other.tokens for other in running]):
+                continue
+            if choice.source is not None:
+                program.copy_prefix(choice.source, choice.slot, choice.n_reused)
+            self.queue.remove(active)
+            self._start(active, choice)
+
+    def _start(self, active: ActiveRequest, choice: SlotChoice) -> None:
+        now, is_new = self._clock(), not active.has_started
+        active.start(choice.slot, choice.n_reused, now)
+        active.order = self._n_admitted
+        self._n_admitted += 1
+        self.running[choice.slot] = active
+        self.slots[choice.slot] = Slot([], False, self._n_steps)
+        if self._speculation is not None:
+            self._speculation.start(choice.slot)
+        if is_new:
+            self.meters.started(active, now)
+            self._tell(active, StartedEvent(choice.n_reused))
 
     def _limits(self, graph: Graph) -> StepLimits:
         return StepLimits(
@@ -278,6 +295,13 @@ class _Guarded:
     def __init__(self, program: Program) -> None:
         self._program = program
         self.graph: Graph = program.graph
+        self.can_copy = isinstance(program, PrefixCopier)
+
+    def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
+        try:
+            cast(PrefixCopier, self._program).copy_prefix(source, target, n_positions)
+        except Exception as error:
+            raise _failure(error) from error
 
     def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
         try:

@@ -138,39 +138,62 @@ class Slot:
 
 @dataclass(frozen=True)
 class SlotChoice:
-    """The slot for a prompt, and how many of the prompt's first tokens it holds already."""
+    """The slot for a prompt, and how many of the prompt's first tokens it holds, once they are copied from `source`."""
 
     slot: int
     n_reused: int
+    source: int | None = None
 
 
-def choose_slot(prompt: Sequence[int], slots: Sequence[Slot]) -> SlotChoice | None:
+def choose_slot(prompt: Sequence[int], slots: Sequence[Slot], *, can_copy: bool = False) -> SlotChoice | None:
     """The free slot for `prompt`, None if there is none.
 
     It is the one that holds most of the prompt's beginning. A slot is not taken for a beginning that is short beside
     what would be lost with it (a long chat that shares a system message) while an emptier one is free; among equals
-    the one unused for longest is taken. The prompt's last token is computed in any case, for its logits.
+    the one unused for longest is taken. Where keys and values can be copied, those of any slot count, busy ones too,
+    if it is enough to be worth it. The prompt's last token is computed in any case, for its logits.
     """
-    free = [(number, slot) for number, slot in enumerate(slots) if slot.is_free]
+    shared = [min(common_prefix(prompt, slot.tokens), len(prompt) - 1) for slot in slots]
+    free = [number for number, slot in enumerate(slots) if slot.is_free]
     if not free:
         return None
-    shared = {number: min(common_prefix(prompt, slot.tokens), len(prompt) - 1) for number, slot in free}
 
-    def worth(entry: tuple[int, Slot]) -> tuple[int, int, int]:
-        number, slot = entry
-        lost = max(0, len(slot.tokens) - shared[number])
-        return shared[number] - lost // _LOSS_DISCOUNT, -slot.last_step, -number
+    def worth(number: int) -> tuple[int, int, int]:
+        return shared[number] - _loss(slots[number], shared[number]), -slots[number].last_step, -number
 
-    number, _ = max(free, key=worth)
-    return SlotChoice(number, shared[number])
+    best = max(free, key=worth)
+    source = max(range(len(slots)), key=lambda number: (shared[number], -number))
+    if not can_copy or shared[source] < shared[best] + MIN_COPY:
+        return SlotChoice(best, shared[best])
+    others = [number for number in free if number != source]
+    if not others:
+        return SlotChoice(source, shared[source])
+    target = max(others, key=lambda number: (-_loss(slots[number], 0), -slots[number].last_step, -number))
+    return SlotChoice(target, shared[source], source)
 
 
+def is_worth_waiting(prompt: Sequence[int], choice: SlotChoice, running: Sequence[Sequence[int]]) -> bool:
+    """Whether a `running` request is about to compute much more of the prompt's beginning than can be reused now."""
+    most = max((min(common_prefix(prompt, tokens), len(prompt) - 1) for tokens in running), default=0)
+    return most >= choice.n_reused + MIN_COPY
+
+
+MIN_COPY = 32
+"""Tokens for which it is worth to copy keys and values, or to wait for them a little."""
 _LOSS_DISCOUNT = 4  # a token kept for the future is worth this part of one that is used now
 
 
+def _loss(slot: Slot, n_kept: int) -> int:
+    return max(0, len(slot.tokens) - n_kept) // _LOSS_DISCOUNT
+
+
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    n = min(len(first), len(second))
-    if first[:n] == second[:n]:
-        return n
-    return next((i for i in range(n) if first[i] != second[i]), n)
+    """How many tokens two sequences of one type begin with in common."""
+    n_same, n_differ = 0, min(len(first), len(second)) + 1
+    while n_differ - n_same > 1:  # the first n_same are the same, the first n_differ are not
+        middle = (n_same + n_differ) // 2
+        if first[n_same:middle] == second[n_same:middle]:
+            n_same = middle
+        else:
+            n_differ = middle
+    return n_same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,14 @@ class Program(Protocol):
 
         A view shows what the next run writes; copy what must outlive it.
         """
+
+
+@runtime_checkable
+class PrefixCopier(Protocol):
+    """A program that can copy keys and values from slot to slot; not every one can."""
+
+    def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
+        """Slot `target` holds the first `n_positions` of `source` afterwards, and nothing else of use."""
 
 
 LoadProgress = Callable[[int, int], None]

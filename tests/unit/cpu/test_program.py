@@ -19,7 +19,7 @@ from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
-from dllama_gpu.graph.graph import BufferType
+from dllama_gpu.graph.graph import BufferType, CacheType
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -312,3 +312,27 @@ def test_progress_ends_at_the_whole(source: ModelSource) -> None:
     CpuDevice(1).compile(graph, source, lambda done, total: calls.append((done, total)))
     assert calls[-1] == (graph.weight_bytes(), graph.weight_bytes())
     assert calls == sorted(calls)
+
+
+@pytest.mark.parametrize("cache_type", list(CacheType))
+def test_a_copied_beginning_is_as_good_as_a_computed_one(tmp_path: Path, cache_type: CacheType) -> None:
+    write_random_m(tmp_path / "wide.m", **{**SHAPE, "head_dim": 32}, weight_type=FloatType.Q40, seed=4)
+    source = MFile(tmp_path / "wide.m")
+    sizes = GraphOptions(max_rows=40, seq_len=48, n_slots=3, n_candidates=8, cache_type=cache_type)
+    program = CpuDevice(1).compile(build_graph(source.spec, source.tensors, sizes), source)
+    program.run(Batch.of([Row(token, 2, i) for i, token in enumerate(TOKENS)]))
+    program.run(Batch.of([Row(token, 0, i) for i, token in enumerate(reversed(TOKENS))]))  # what is there already
+    rest = [Row(token, 2, i, wants_logits=True) for i, token in enumerate(TOKENS)][21:30]
+    program.run(Batch.of(rest))
+    expected = program.buffer("logits", len(rest)).copy()
+    program.copy_prefix(2, 0, 21)
+    program.run(Batch.of([replace(row, slot=0) for row in rest]))
+    np.testing.assert_array_equal(program.buffer("logits", len(rest)), expected)
+    source.close()
+
+
+def test_only_slots_and_positions_that_there_are_can_be_copied(source: ModelSource) -> None:
+    program = CpuDevice(1).compile(build_graph(source.spec, source.tensors, options()), source)
+    for wrong in ((0, 1, 5), (-1, 0, 5), (0, 0, 49)):
+        with pytest.raises(ValueError, match="cannot copy"):
+            program.copy_prefix(*wrong)

@@ -112,6 +112,20 @@ def test_many_users_at_once_get_the_tokens_that_each_gets_alone(model: OpenModel
         assert last.usage.n_generated_tokens == len(expected[0])
 
 
+def test_a_beginning_that_many_share_is_computed_once(model: OpenModel) -> None:
+    beginning = tuple(int(token) for token in RANDOM.integers(0, 256, 45))
+    requests = [CompletionRequest((*beginning, number), 10, GREEDY) for number in range(6)]
+    requests += [CompletionRequest(beginning, 10, SamplingParams(temperature=1.0, seed=seed)) for seed in range(3)]
+    solo = program(model, n_slots=1)
+    expected = [alone(solo, wanted, model.tokenizer.vocab_size) for wanted in requests]
+    listeners = [Listener() for _ in requests]
+    with Engine(program(model, n_slots=4), model.tokenizer) as engine:
+        for wanted, listener in zip(requests, listeners, strict=True):
+            engine.submit(wanted, listener)
+        assert [tokens(listener) for listener in listeners] == expected
+        assert engine.statistics().n_cached_tokens >= 8 * 44
+
+
 def test_logprobs_are_those_of_the_model_at_temperature_1(model: OpenModel) -> None:
     listeners = [Listener() for _ in SAMPLINGS]
     with Engine(program(model, n_slots=4), model.tokenizer) as engine:

@@ -11,6 +11,7 @@ from dllama_gpu.engine.scheduler import (
     StepLimits,
     choose_slot,
     common_prefix,
+    is_worth_waiting,
     next_in_queue,
     plan_step,
     prompt_rows_within,
@@ -171,6 +172,33 @@ def test_of_slots_that_hold_nothing_of_it_the_one_unused_for_longest_is_taken() 
 
 def test_without_a_free_slot_there_is_no_choice() -> None:
     assert choose_slot([1], [Slot([1], False)]) is None
+
+
+SYSTEM = list(range(100, 160))
+
+
+def test_a_beginning_in_a_busy_slot_is_copied_where_that_can_be_done() -> None:
+    slots = [Slot([*SYSTEM, 1, 2], False), Slot([7] * 9, True), Slot([], True)]
+    assert choose_slot([*SYSTEM, 5], slots, can_copy=True) == SlotChoice(2, 60, 0)
+    assert choose_slot([*SYSTEM, 5], slots) == SlotChoice(2, 0)
+
+
+def test_a_chat_that_shares_its_beginning_is_copied_from_and_kept() -> None:
+    slots = [Slot([*SYSTEM, *range(400)], True), Slot([9], True)]
+    assert choose_slot([*SYSTEM, 7], slots, can_copy=True) == SlotChoice(1, 60, 0)
+    assert choose_slot([*SYSTEM, 7], slots[:1], can_copy=True) == SlotChoice(0, 60)
+
+
+def test_what_a_slot_holds_itself_is_not_copied_nor_is_a_little() -> None:
+    assert choose_slot([*SYSTEM, 7], [Slot([*SYSTEM, 1], True), Slot([], True)], can_copy=True) == SlotChoice(0, 60)
+    slots = [Slot(SYSTEM[:20], False), Slot([], True)]
+    assert choose_slot([*SYSTEM, 7], slots, can_copy=True) == SlotChoice(1, 0)
+
+
+def test_a_request_waits_for_a_beginning_that_is_being_computed() -> None:
+    assert is_worth_waiting([*SYSTEM, 1], SlotChoice(0, 10), [[5], [*SYSTEM, 2]])
+    assert not is_worth_waiting([*SYSTEM, 1], SlotChoice(0, 40), [[*SYSTEM, 2]])
+    assert not is_worth_waiting([*SYSTEM, 1], SlotChoice(0, 0), [])
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
