@@ -15,7 +15,7 @@ for package in ("torch", "transformers"):
 
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.graph.architectures import build_graph
-from dllama_gpu.graph.batch import Batch, Program, Row
+from dllama_gpu.graph.batch import Batch, Device, Program, Row
 from dllama_gpu.graph.graph import BufferType, CacheType
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
@@ -41,16 +41,37 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refer
     return written
 
 
+@pytest.fixture(scope="session")
+def vulkan() -> Device:
+    """A Vulkan device, of the driver that needs no GPU where it is installed."""
+    native = pytest.importorskip("dllama_gpu.vulkan._native", reason="built without Vulkan's headers (libvulkan-dev)")
+    from dllama_gpu.vulkan.device import VulkanDevice
+
+    try:
+        found = native.devices()
+    except native.VulkanError as error:
+        pytest.skip(str(error))
+    if not found:
+        pytest.skip("no Vulkan driver is installed (Debian: mesa-vulkan-drivers)")
+    return VulkanDevice(next((index for index, info in enumerate(found) if info.type == "cpu"), 0))
+
+
 def logits_of(
-    folder: Path, tokens: Sequence[int], weights: FloatType, n_nodes: int = 1, cache: CacheType = CacheType.F32
+    folder: Path,
+    tokens: Sequence[int],
+    weights: FloatType,
+    n_nodes: int = 1,
+    cache: CacheType = CacheType.F32,
+    root: Device | None = None,
 ) -> Logits:
-    """(n_tokens, vocab_size), computed in chunks by as many nodes of the CPU."""
+    """(n_tokens, vocab_size), computed in chunks by as many nodes of the CPU, or by `root` and others of the CPU."""
     source = open_model(folder, weights)
     try:
         options = GraphOptions(max_rows=32, seq_len=64, buffer_type=BufferType.Q80, cache_type=cache, n_candidates=4)
         shards = shard_by_ratio(source.spec, RATIOS[n_nodes]) if n_nodes > 1 else [None]
         graphs = [build_graph(source.spec, source.tensors, options, shard) for shard in shards]
-        programs = [CpuDevice(1).compile(graph, source) for graph in graphs]
+        devices = [root or CpuDevice(1), *(CpuDevice(1) for _ in graphs[1:])]
+        programs = [device.compile(graph, source) for device, graph in zip(devices, graphs, strict=True)]
         step = programs[0].run if n_nodes == 1 else LocalCluster(programs).run
         done, pieces = 0, []
         for n_rows in _CHUNKS:
@@ -81,6 +102,17 @@ def test_f32_logits_are_those_of_transformers(
     model = reference(name)
     found = logits_of(model.folder, model.tokens.tolist(), FloatType.F32, n_nodes)
     assert relative_error(found, model.logits) < 1e-4
+
+
+@pytest.mark.parametrize("n_nodes", [1, 3])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_f32_logits_of_a_vulkan_device_are_those_of_transformers(
+    reference: Callable[[str], ReferenceModel], vulkan: Device, name: str, n_nodes: int
+) -> None:
+    """Its KV cache is f16, that of the nodes beside it too."""
+    model = reference(name)
+    found = logits_of(model.folder, model.tokens.tolist(), FloatType.F32, n_nodes, CacheType.F16, vulkan)
+    assert relative_error(found, model.logits) < 1e-3
 
 
 @pytest.mark.parametrize("n_nodes", [1, 3])
