@@ -266,6 +266,28 @@ def test_a_question_without_an_answer_is_left_out_of_the_next_request(page: Page
     assert behaviour.requests[1]["messages"] == [{"role": "user", "content": "second"}]
 
 
+def test_a_conversation_longer_than_the_context_goes_on_without_its_oldest_messages(
+    page: Page, behaviour: Behaviour
+) -> None:
+    for number in range(1, 6):
+        ask(page, f"question {number}")
+        finished(page, number)
+    behaviour.context = 100  # a question and its answer have 30
+    ask(page, "question 6")
+    finished(page, 6)
+    note = page.locator(".note").last
+    expect(note).to_contain_text("the oldest messages no longer fit the context and are left out")
+    sent = [message["content"] for message in behaviour.requests[-1]["messages"]]
+    assert sent == ["question 4", "You said: question 4", "question 5", "You said: question 5", "question 6"]
+    page.reload()
+    ask(page, "q7")
+    finished(page, 7)
+    assert behaviour.requests[-1]["messages"][0]["content"] == "question 4"
+    expect(page.locator(".message")).to_have_count(14)
+    ask(page, "x" * 101)
+    expect(page.get_by_role("alert")).to_contain_text("the prompt has 101 tokens, but the context holds 100")
+
+
 def test_a_failure_inside_an_answer_keeps_what_was_written(page: Page, behaviour: Behaviour) -> None:
     behaviour.error_inside = "worker 10.0.0.3:9999 left"
     ask(page, "Hello, this is a longer text")
@@ -390,4 +412,4 @@ def test_stored_conversations_hold_what_was_said_and_nothing_else(page: Page) ->
     assert len(stored) == 1
     conversation = json.loads(stored[0][1])
     assert [message["content"] for message in conversation["messages"]] == ["Hello", "You said: Hello"]
-    assert set(conversation) == {"id", "title", "updated", "messages"}
+    assert set(conversation) == {"id", "title", "updated", "leftOut", "messages"}

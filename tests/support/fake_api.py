@@ -30,6 +30,8 @@ class Behaviour:
     hold: threading.Event | None = None
     """The answer's second half waits for it."""
     key: str | None = None
+    context: int | None = None
+    """Characters that a conversation may have."""
     error: tuple[int, str, dict[str, str]] | None = None
     """Status, message, headers of the next chat answers."""
     error_inside: str | None = None
@@ -95,6 +97,11 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             if behaviour.error is not None:
                 status, message, headers = behaviour.error
                 self._json(status, {"error": {"message": message}}, headers)
+                return
+            length = sum(len(message["content"]) for message in body["messages"])
+            if behaviour.context is not None and length > behaviour.context:
+                message = f"the prompt has {length} tokens, but the context holds {behaviour.context}"
+                self._json(400, {"error": {"message": message, "code": "context_length_exceeded"}})
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")

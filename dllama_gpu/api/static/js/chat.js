@@ -80,6 +80,7 @@ export class Chat {
 
   cut(n) {
     this.stop();
+    if (n <= this.conversation.leftOut) this.conversation.leftOut = 0;
     this.conversation.messages.length = n;
     this.views.splice(n).forEach((view) => view.root.remove());
   }
@@ -98,7 +99,6 @@ export class Chat {
   async answerLast() {
     const conversation = this.conversation;
     const message = { role: "assistant", content: "" };
-    const sent = this.requestMessages();
     conversation.messages.push(message);
     const view = this.append(message);
     const abort = (this.abort = new AbortController());
@@ -109,7 +109,7 @@ export class Chat {
     view.start();
     this.toEnd();
     try {
-      await this.stream(message, view, sent, abort.signal);
+      await this.streamWhatFits(conversation, message, view, abort.signal);
     } catch (error) {
       if (error.name === "AbortError") message.note = "stopped";
       else if (error instanceof ApiError && error.status === 401) await this.askKey(error, message);
@@ -136,6 +136,22 @@ export class Chat {
     message.retry = await this.hooks.needsKey(error.message);
   }
 
+  /** Leaves out the older half of the conversation as often as the server says that it is longer than the context. */
+  async streamWhatFits(conversation, message, view, signal) {
+    const before = conversation.leftOut;
+    for (;;) {
+      try {
+        await this.stream(message, view, sentMessages(conversation), signal);
+        break;
+      } catch (error) {
+        const older = conversation.messages.length - 2 - conversation.leftOut; // but for the question and its answer
+        if (error.code !== "context_length_exceeded" || older <= 0) throw error;
+        conversation.leftOut += 2 * Math.ceil(older / 4);
+      }
+    }
+    if (conversation.leftOut > before) message.note += " · the oldest messages no longer fit the context and are left out";
+  }
+
   async stream(message, view, messages, signal) {
     const started = performance.now();
     let first = null;
@@ -159,17 +175,6 @@ export class Chat {
   watch(conversation, message) {
     const timer = setInterval(() => message.content && store.saveConversation(conversation), SAVE_EVERY);
     return () => clearInterval(timer);
-  }
-
-  requestMessages() {
-    const { system } = store.loadSettings();
-    const sent = [];
-    for (const { role, content } of this.conversation.messages) {
-      const said = role === "assistant" ? splitThought(content).said : content;
-      if (said) sent.push({ role, content: said });
-      else sent.pop(); // a question that got no answer is left out with it, so that the two still take turns
-    }
-    return system ? [{ role: "system", content: system }, ...sent] : sent;
   }
 
   async clicked(event) {
@@ -217,6 +222,18 @@ export class Chat {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
+}
+
+/** What the model is sent: all but the last message, which is the answer to come, and what is left out. */
+function sentMessages(conversation) {
+  const { system } = store.loadSettings();
+  const sent = [];
+  for (const { role, content } of conversation.messages.slice(conversation.leftOut, -1)) {
+    const said = role === "assistant" ? splitThought(content).said : content;
+    if (said) sent.push({ role, content: said });
+    else sent.pop(); // a question that got no answer is left out with it, so that the two still take turns
+  }
+  return system ? [{ role: "system", content: system }, ...sent] : sent;
 }
 
 function titleOf(text) {

@@ -4,11 +4,12 @@ import { eventData } from "./sse.js";
 
 const KEY = "dllama.key";
 
-/** What went wrong, in a sentence; `status` is the HTTP status, 0 where there was no answer. */
+/** What went wrong, in a sentence; `status` is the HTTP status, 0 where there was no answer; `code` is OpenAI's. */
 export class ApiError extends Error {
-  constructor(message, status, retryAfter = null) {
+  constructor(message, status, { code = null, retryAfter = null } = {}) {
     super(message);
     this.status = status;
+    this.code = code;
     this.retryAfter = retryAfter;
   }
 }
@@ -46,14 +47,16 @@ async function request(path, options = {}) {
 
 async function problem(response) {
   let message = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  let code = null;
   try {
-    const body = await response.json();
-    if (typeof body?.error?.message === "string") message = body.error.message;
+    const { error } = await response.json();
+    if (typeof error?.message === "string") message = error.message;
+    code = error?.code ?? null;
   } catch {
     // not JSON: the status has to do
   }
   const seconds = Number.parseFloat(response.headers.get("Retry-After") ?? "");
-  return new ApiError(message, response.status, Number.isFinite(seconds) ? seconds : null);
+  return new ApiError(message, response.status, { code, retryAfter: Number.isFinite(seconds) ? seconds : null });
 }
 
 export async function listModels() {

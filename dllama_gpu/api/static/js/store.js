@@ -59,7 +59,10 @@ function parse(text) {
 
 const ROLES = ["user", "assistant"];
 
-/** The conversation if it has the shape that the page relies on, else null. */
+/**
+ * The conversation if it has the shape that the page relies on, else null. The first `leftOut` messages are no longer
+ * sent, as they do not fit the model's context.
+ */
 export function checked(value) {
   if (typeof value?.id !== "string" || !Array.isArray(value.messages)) return null;
   const messages = value.messages.filter((m) => ROLES.includes(m?.role) && typeof m.content === "string");
@@ -67,6 +70,7 @@ export function checked(value) {
     id: value.id,
     title: typeof value.title === "string" ? value.title : "",
     updated: Number(value.updated) || 0,
+    leftOut: Number.isInteger(value.leftOut) ? Math.min(Math.max(value.leftOut, 0), messages.length) : 0,
     messages: messages.map(({ role, content, thought, note, error }) => ({
       role,
       content,
@@ -79,7 +83,7 @@ export function checked(value) {
 
 export function newConversation() {
   const random = crypto.getRandomValues(new Uint32Array(4));
-  return { id: [...random].map((n) => n.toString(36)).join(""), title: "", updated: Date.now(), messages: [] };
+  return { id: [...random].map((n) => n.toString(36)).join(""), title: "", updated: Date.now(), leftOut: 0, messages: [] };
 }
 
 /** All conversations, the newest first. */
