@@ -193,6 +193,7 @@ function timeBar(node, nodes) {
 
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
   return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
 
