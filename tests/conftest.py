@@ -20,6 +20,9 @@ settings.load_profile("untimed")
 # A GPU in this machine must not change what tests of other things see.
 os.environ.setdefault("DLLAMA_GPU_DEVICE", "cpu")
 
+# Tests leave the person's cache alone.
+os.environ.setdefault("DLLAMA_GPU_CONVERTED_CACHE", "none")
+
 _REPOSITORY = Path(__file__).parent.parent
 _DEFAULT_MODEL = _REPOSITORY / "models" / "smollm2_135m_instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 

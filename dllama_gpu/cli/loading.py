@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options, UsageError
@@ -16,6 +16,7 @@ from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenize
 from dllama_gpu.graph.batch import Device, Program
 from dllama_gpu.graph.graph import BufferType, CacheType, Graph
 from dllama_gpu.graph.options import GraphOptions
+from dllama_gpu.model.converted_cache import CachedConversion, cache_folder
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.reweighted import ReweightedSource
@@ -56,7 +57,11 @@ def make_device(options: Options, program: str) -> Device:
 def open_chosen_model(options: Options) -> OpenModel:
     """The model that --model, --tokenizer and --weights name. Raises DllamaError as `open_with_tokenizer` does."""
     weights = None if options.weights is None else FloatType(options.weights)
-    return open_with_tokenizer(options.model, options.tokenizer, weights)
+    model = open_with_tokenizer(options.model, options.tokenizer, weights)
+    folder = cache_folder()
+    if folder is None or not isinstance(model.source, GgufFile | ReweightedSource) or not model.source.converted_types:
+        return model
+    return replace(model, source=CachedConversion(model.source, folder))
 
 
 def buffer_type(options: Options) -> BufferType:
@@ -106,8 +111,10 @@ def describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> 
         f"KV cache {size_text(graph.kv_cache_bytes())}",
     )
     note("device", device.name)
-    if isinstance(model.source, GgufFile | ReweightedSource) and model.source.converted_types:
-        note("converting", _conversion(model.source))
+    source = model.source
+    converting = source.original if isinstance(source, CachedConversion) else source
+    if isinstance(converting, GgufFile | ReweightedSource) and converting.converted_types:
+        note("converting", _conversion(converting, source if isinstance(source, CachedConversion) else None))
     needed, available = graph.weight_bytes() + graph.kv_cache_bytes(), free_memory(device)
     if alone and available is not None and needed > available:
         note(
@@ -117,8 +124,12 @@ def describe(model: OpenModel, graph: Graph, device: Device, *, alone: bool) -> 
         )
 
 
-def _conversion(source: GgufFile | ReweightedSource) -> str:
+def _conversion(source: GgufFile | ReweightedSource, cache: CachedConversion | None) -> str:
     what = ", ".join(f"{name} to {becomes.value}" for name, becomes in sorted(source.converted_types.items()))
+    if cache is not None and cache.is_complete:
+        return f"{what} was done by an earlier start, and kept"
+    if cache is not None and cache.location is not None:
+        return f"{what}, kept for later starts in {cache.location.parent}"
     if isinstance(source, GgufFile):
         advice = "and takes more memory than the file has; a Q4_0 or Q8_0 file of this model is loaded as it is"
     else:

@@ -81,8 +81,13 @@ class GgufFile:
         return {
             tensor.ggml_type.name: self._tensors[name].float_type
             for name, tensor in self._stored.items()
-            if len(tensor.shape) > 1 and tensor.ggml_type not in _KEPT_TYPES
+            if self.is_converted(name)
         }
+
+    def is_converted(self, name: str) -> bool:
+        """Whether `read` makes a converted copy of a matrix."""
+        tensor = self._stored[name]
+        return len(tensor.shape) > 1 and tensor.ggml_type not in _KEPT_TYPES
 
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """One tensor's blocks as uint8 [n_rows, row_bytes]: a view, or a converted copy. Raises KeyError if unknown."""

@@ -67,8 +67,12 @@ class ReweightedSource:
         return {
             self.original.tensors[name].float_type.value: info.float_type
             for name, info in self._tensors.items()
-            if info.float_type is not self.original.tensors[name].float_type
+            if self.is_converted(name)
         }
+
+    def is_converted(self, name: str) -> bool:
+        """Whether `read` makes a converted copy."""
+        return self._tensors[name].float_type is not self.original.tensors[name].float_type
 
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """One tensor's blocks as uint8 [n_rows, row_bytes]: a view, or a converted copy. Raises KeyError if unknown."""
