@@ -67,7 +67,7 @@ def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
             limits,
             tier,
             sum_lanes=subgroup,
-            plain_lanes=4 * subgroup,
+            plain_lanes=min(4 * subgroup, limits.max_invocations),
             team=subgroup,
             busy_lanes=0,
             attention_lanes=4 * subgroup,
