@@ -1,10 +1,10 @@
 """The first bytes of a connection: who is there, which version is spoken, and does the other end know the key.
 
-Both ends send a greeting of fixed size: magic, range of protocol versions, release, whether they have a key, and 32
-fresh random bytes. With a key the end that dialled proves it first, by HMAC-SHA256 over a label and both greetings;
-then the other end does under another label. Keys for both directions are derived the same way. Greetings are part of
-what is proved, so nothing in them can be changed on the way, and a key is never given up silently: an end that has
-one talks to nobody without it.
+Both ends send a greeting of fixed size: magic, range of protocol versions, whether they have a key, release, a
+fingerprint of all messages, and 32 fresh random bytes. With a key the end that dialled proves it first, by HMAC-SHA256
+over a label and both greetings; then the other end does under another label. Keys for both directions are derived the
+same way. Greetings are part of what is proved, so nothing in them can be changed on the way, and a key is never given
+up silently: an end that has one talks to nobody without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import dllama_gpu
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.net.channel import SessionKeys
-from dllama_gpu.net.messages import printable
+from dllama_gpu.net.dialect import FINGERPRINT_BYTES
+from dllama_gpu.net.messages import DIALECT, printable
 
 # The blank line makes an HTTP server answer at once and not wait for the rest of a request.
 MAGIC = b"DLLAMA-GPU\r\n\r\n"
@@ -29,7 +30,8 @@ LOWEST_VERSION = 1
 HIGHEST_VERSION = 1
 HANDSHAKE_SECONDS = 3.0
 
-_GREETING = struct.Struct(f"<{len(MAGIC)}sHHB16s32s")  # magic, lowest, highest, has key, release, nonce
+# magic, lowest, highest, has key, release, dialect, nonce
+_GREETING = struct.Struct(f"<{len(MAGIC)}sHHB16s{FINGERPRINT_BYTES}s32s")
 _PROOF_BYTES = hashlib.sha256().digest_size
 _ACCEPTED, _REFUSED = b"\x01", b"\x00"
 _KNOWN_STARTS = (
@@ -55,6 +57,7 @@ class _Greeting:
     highest: int
     has_key: bool
     release: str
+    dialect: bytes
 
 
 def greet(
@@ -65,13 +68,14 @@ def greet(
     dialled: bool,
     timeout: float = HANDSHAKE_SECONDS,
     versions: tuple[int, int] = (LOWEST_VERSION, HIGHEST_VERSION),
+    dialect: bytes = DIALECT,
 ) -> SessionKeys | None:
     """Carries out the handshake on a fresh connection within `timeout` seconds; `dialled` says which end this is.
 
     Returns the connection's keys, None without a shared key. Raises HandshakeError with a sentence about `peer`.
     """
     reader = _Reader(connection, peer, time.monotonic() + timeout, timeout)
-    own = _GREETING.pack(MAGIC, *versions, key is not None, _release(), secrets.token_bytes(32))
+    own = _GREETING.pack(MAGIC, *versions, key is not None, _release(), dialect, secrets.token_bytes(32))
     try:
         if dialled:
             reader.send(own)
@@ -81,6 +85,7 @@ def greet(
             other = reader.greeting()
             reader.send(own)
         _check_versions(peer, other, versions)
+        _check_dialect(peer, other, dialect)
         _check_keys(peer, other, key, dialled)
         if key is None:
             return None
@@ -121,6 +126,13 @@ def _check_versions(peer: str, other: _Greeting, versions: tuple[int, int]) -> N
             f"{peer} runs dllama-gpu {other.release}, which speaks protocol {_span(other.lowest, other.highest)}, and "
             f"this is {dllama_gpu.__version__}, which speaks {_span(lowest, highest)}; install the same release on both"
         )
+
+
+def _check_dialect(peer: str, other: _Greeting, dialect: bytes) -> None:
+    if other.dialect != dialect:
+        own = dllama_gpu.__version__
+        which = f"another state of {own}" if other.release == own else f"dllama-gpu {other.release}, and this is {own}"
+        raise HandshakeError(f"{peer} runs {which}; their messages differ, so update both to the same release")
 
 
 def _check_keys(peer: str, other: _Greeting, key: bytes | None, dialled: bool) -> None:
@@ -167,9 +179,9 @@ class _Reader:
             data += self._some(_GREETING.size - len(data), first=not data)
             if not data.startswith(MAGIC[: len(data)]):
                 raise HandshakeError(self._stranger(data))
-        _, lowest, highest, has_key, release, _ = _GREETING.unpack(data)
+        _, lowest, highest, has_key, release, dialect, _ = _GREETING.unpack(data)
         shown = printable(release.rstrip(b"\0").decode("ascii", "replace"))
-        return _Greeting(data, lowest, highest, bool(has_key), shown)
+        return _Greeting(data, lowest, highest, bool(has_key), shown, dialect)
 
     def _some(self, n_bytes: int, *, first: bool = False) -> bytes:
         self._wait()

@@ -6,6 +6,7 @@ type. Nothing received is ever unpickled or executed.
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from dllama_gpu.graph.graph import (
 from dllama_gpu.graph.profile import Link
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import ModelSpec
+from dllama_gpu.net.dialect import fingerprint
 from dllama_gpu.net.measure import NodeSpeed
 
 _KIB = 1 << 10
@@ -368,6 +370,10 @@ _STEP_TYPES: dict[str, type[Any]] = {
         GatherCandidates,
     )
 }
+
+
+DIALECT = fingerprint((*typing.get_args(AnyMessage), *_STEP_TYPES.values()))
+"""The same on nodes that understand each other's messages and graphs to the last field."""
 
 
 def graph_message(graph: Graph, model: str, spec: ModelSpec, wire: FloatType) -> GraphMessage:

@@ -96,6 +96,20 @@ def test_releases_with_overlapping_protocols_meet(pair: Pair) -> None:
         assert other.result() is None
 
 
+def test_nodes_whose_messages_differ_say_so_on_both_sides(pair: Pair) -> None:
+    def meeting(end: socket.socket, dialled: bool, dialect: bytes) -> str:
+        with pytest.raises(HandshakeError) as caught:
+            greet(end, "the other", None, dialled=dialled, timeout=2.0, dialect=dialect)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(meeting, pair[1], False, b"changed.")
+        said = [meeting(pair[0], True, b"original"), other.result()]
+    for sentence in said:
+        assert "the other runs another state of " in sentence
+        assert "update both to the same release" in sentence
+
+
 STRANGERS = {
     "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "TLS": b"\x15\x03\x01\x00\x02\x02\x46",

@@ -21,6 +21,7 @@ from dllama_gpu.net.channel import Channel, PeerGoneError, RemoteFailureError
 from dllama_gpu.net.handshake import MAGIC
 from dllama_gpu.net.links import open_channel, open_peer
 from dllama_gpu.net.messages import (
+    DIALECT,
     Bye,
     Connected,
     FetchLogits,
@@ -98,7 +99,7 @@ def worker() -> Iterator[Listening]:
         yield one
 
 
-GREETING = struct.pack(f"<{len(MAGIC)}sHHB16s32s", MAGIC, 1, 1, 0, b"0.1.0", b"n" * 32)
+GREETING = struct.pack(f"<{len(MAGIC)}sHHB16s8s32s", MAGIC, 1, 1, 0, b"0.1.0", DIALECT, b"n" * 32)
 GARBAGE: dict[str, bytes] = {
     "nothing": b"",
     "a zero byte": b"\0",
