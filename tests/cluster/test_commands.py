@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dllama_gpu.cli.main import main
-from tests.support.tiny import write_tiny_gguf
+from tests.support.tiny import write_tiny_experts, write_tiny_gguf
 from tests.support.worker_command import WorkerCommand
 
 KEY = "a key that is long enough"
@@ -44,6 +44,20 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.gguf"
     write_tiny_gguf(path)
     return path
+
+
+def test_a_mixture_of_experts_with_a_q80_cache_writes_one_nodes_text(
+    tmp_path: Path, workers: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "experts.gguf"
+    write_tiny_experts(model)
+    options = ["--kv-cache-type", "q80", "--device", "cpu"]
+    assert inference(model, [], *options) == 0
+    expected = capsys.readouterr().out
+    addresses = workers(2)
+    for ratio in (["--ratio", "2,1,1"], []):
+        assert inference(model, addresses, *options, *ratio) == 0
+        assert capsys.readouterr().out == expected
 
 
 def test_the_text_is_that_of_one_node_and_every_node_is_accounted_for(

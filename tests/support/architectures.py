@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,9 +73,17 @@ def random_source(spec: ModelSpec, seed: int = 11) -> ArraySource:
     return source
 
 
-def write_architecture_gguf(path: Path, spec: ModelSpec, *, merged_experts: bool = True, seed: int = 11) -> None:
-    """The same model in F32, with the metadata that llama.cpp's converter writes."""
+def write_architecture_gguf(
+    path: Path,
+    spec: ModelSpec,
+    *,
+    merged_experts: bool = True,
+    seed: int = 11,
+    prepare: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> None:
+    """The same model in F32, with the metadata that llama.cpp's converter writes and what `prepare` adds."""
     writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURES[spec.architecture])
+    prepare(writer)
     add_llama_metadata(writer, spec)
     if spec.architecture.has_experts:
         writer.add_expert_count(spec.n_experts)

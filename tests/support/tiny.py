@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
 
 from dllama_gpu.model.float_type import FloatType
+from dllama_gpu.model.spec import Architecture
 from dllama_gpu.tokenizer.byte_alphabet import BYTE_TO_CHARACTER
 from dllama_gpu.tokenizer.t_file import TokenizerFile, write_t_file
+from tests.support.architectures import architecture_spec, write_architecture_gguf
 from tests.support.models import (
     add_llama_metadata,
     gguf_name,
@@ -26,6 +28,7 @@ CHAT_TEMPLATE = (
 )
 VOCAB_SIZE = 288
 MAX_SEQ_LEN = 64
+_GGUF_TOKENS = [*(BYTE_TO_CHARACTER[byte] for byte in range(256)), BOS.decode(), EOS.decode(), "th"]
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,30 @@ def write_tiny_model(folder: Path, *, n_extra_tokens: int = 0) -> TinyModel:
 
 def write_tiny_gguf(path: Path, *, architecture: str = "llama") -> None:
     """Writes a GGUF file with F32 weights and the same tokens, and one merge, as a byte-pair tokenizer."""
-    tokens = [*(BYTE_TO_CHARACTER[byte] for byte in range(256)), BOS.decode(), EOS.decode(), "th"]
-    spec = small_spec(vocab_size=len(tokens), max_seq_len=MAX_SEQ_LEN, weight_type=FloatType.F32)
+    spec = small_spec(vocab_size=len(_GGUF_TOKENS), max_seq_len=MAX_SEQ_LEN, weight_type=FloatType.F32)
     writer = gguf.GGUFWriter(path, architecture)
     add_llama_metadata(writer, spec)
+    add_tiny_tokenizer(writer)
+    for name, values in random_tensors(spec, seed=6):
+        writer.add_tensor(gguf_name(name), values[0] if name.endswith("norm") else values)
+    write_gguf_file(writer)
+
+
+def write_tiny_experts(path: Path) -> None:
+    """The same tokens with a mixture of experts, Qwen 3's."""
+    spec = architecture_spec(Architecture.QWEN3_MOE)
+    spec = replace(spec, vocab_size=len(_GGUF_TOKENS), max_seq_len=MAX_SEQ_LEN)
+    write_architecture_gguf(path, spec, prepare=add_tiny_tokenizer)
+
+
+def add_tiny_tokenizer(writer: gguf.GGUFWriter) -> None:
+    """Adds a byte-pair tokenizer of the 256 bytes, the two tags and one merge."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
+    writer.add_token_list(_GGUF_TOKENS)
     writer.add_token_types([1] * 256 + [3, 3, 1])
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-    for name, values in random_tensors(spec, seed=6):
-        writer.add_tensor(gguf_name(name), values[0] if name.endswith("norm") else values)
-    write_gguf_file(writer)

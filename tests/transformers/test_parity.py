@@ -19,6 +19,7 @@ from dllama_gpu.graph.batch import Batch, Device, Program, Row
 from dllama_gpu.graph.graph import BufferType, CacheType
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
+from dllama_gpu.model.convert import convert_to_m
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.open import open_model
 from tests.support.local_cluster import LocalCluster
@@ -128,6 +129,19 @@ def test_q40_logits_go_with_those_of_transformers(
     found = logits_of(model.folder, model.tokens.tolist(), FloatType.Q40, n_nodes, CacheType.F16)
     record_property("top_1_agreement", float((found.argmax(axis=1) == model.logits.argmax(axis=1)).mean()))
     assert np.corrcoef(found.ravel(), model.logits.ravel())[0, 1] > 0.88
+
+
+@pytest.mark.parametrize("name", ["llama", "llama 3.1", "qwen 3", "qwen 3 moe"])
+@pytest.mark.parametrize("weights", [FloatType.F32, FloatType.Q80])
+def test_an_m_file_made_of_a_folder_gives_the_folders_logits(
+    reference: Callable[[str], ReferenceModel], tmp_path: Path, name: str, weights: FloatType
+) -> None:
+    model, path = reference(name), tmp_path / "model.m"
+    source = open_model(model.folder, weights)
+    convert_to_m(source, path, weights)
+    source.close()
+    tokens = model.tokens.tolist()
+    assert np.array_equal(logits_of(path, tokens, weights), logits_of(model.folder, tokens, weights))
 
 
 @pytest.mark.parametrize(("cache", "tolerance"), [(CacheType.F16, 1e-3), (CacheType.Q80, 0.03)])
