@@ -75,7 +75,7 @@ def run(options: Options) -> int:
 
 
 def _surface(options: Options) -> Surface:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         from dllama_gpu.cli.chat.plain import PlainSurface
 
         return PlainSurface()

@@ -19,7 +19,7 @@ class PlainSurface:
     def __init__(self) -> None:
         self._output = TextOutput()
         self._lines = entries(_utf8_lines())
-        self._asks = sys.stdin.isatty()
+        self._asks = sys.stdin is not None and sys.stdin.isatty()
 
     def read(self, status: str) -> str | None:
         """The next line, or the lines between two `\"\"\"`. Raises DllamaError for what is not UTF-8."""
@@ -65,6 +65,8 @@ def entries(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _utf8_lines() -> Iterator[str]:
+    if sys.stdin is None:  # it was closed before the program began
+        return
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")

@@ -62,6 +62,14 @@ def test_no_input_is_no_failure(chat: Run) -> None:
     assert done.out == ""
 
 
+def test_a_closed_standard_input_is_an_empty_one(
+    chat: Run, run: Run, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run("chat", "--model", tiny.model, "--tokenizer", tiny.tokenizer, "--nthreads", 1)
+    assert (done.status, done.out) == (0, "")
+
+
 def test_an_entry_that_fails_is_told_and_the_status_says_so(chat: Run) -> None:
     done = chat("/foo\na\n", "--steps", 2)
     assert done.status == 1
