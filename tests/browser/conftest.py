@@ -12,7 +12,7 @@ from tests.support.fake_api import Behaviour, FakeApi
 WAIT = 20_000  # ms
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop must not run on into tests of other folders
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser

@@ -66,6 +66,20 @@ def test_a_conversation_grows_and_is_sent_whole(page: Page, behaviour: Behaviour
     ]
 
 
+def test_finished_blocks_of_an_answer_stay_selected_while_it_goes_on(page: Page, behaviour: Behaviour) -> None:
+    behaviour.hold = threading.Event()
+    behaviour.answer = lambda messages: "The first paragraph.\n\nThe second one, which is a good deal longer than it."
+    ask(page, "Hello")
+    expect(page.locator(".message.assistant .body")).to_contain_text("The second")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('.assistant .body p'))")
+    behaviour.hold.set()
+    finished(page)
+    assert page.evaluate("getSelection().toString()") == "The first paragraph."
+    expect(page.locator(".message.assistant .body p")).to_have_text(
+        ["The first paragraph.", "The second one, which is a good deal longer than it."]
+    )
+
+
 def test_stop_leaves_the_answer_as_it_is_and_tells_the_server(page: Page, behaviour: Behaviour) -> None:
     behaviour.hold = threading.Event()
     behaviour.answer = lambda messages: "The first half, and then the second half."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -192,3 +194,20 @@ def test_a_trace_that_cannot_be_written_is_said_before_anything_is_loaded(
     error = capsys.readouterr().err
     assert said in error
     assert "weights" not in error
+
+
+def test_a_chat_with_workers_says_what_one_node_says(
+    model: Path,
+    workers: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def chat(*options: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+        arguments = ["chat", "--model", str(model), "--temperature", "0", "--nthreads", "1", "--steps", "4"]
+        assert main([*arguments, "--buffer-float-type", "f32", *options]) == 0
+        return capsys.readouterr().out
+
+    alone = chat()
+    assert alone.count("\n") >= 2
+    assert chat("--workers", *workers(2), "--ratio", "1,1,1") == alone

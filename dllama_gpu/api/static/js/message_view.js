@@ -83,9 +83,9 @@ export class MessageView {
     const { thought, said, open } = splitThought(this.message.content);
     const thoughts = [this.message.thought, thought].filter(Boolean).join("\n\n");
     if (thoughts && !this.thought.isConnected) this.root.insertBefore(this.thought, this.body);
-    if (thoughts) this.thought.lastElementChild.replaceChildren(rendered(thoughts));
+    if (thoughts) replaceChanged(this.thought.lastElementChild, rendered(thoughts));
     this.thought.classList.toggle("open-ended", open);
-    this.body.replaceChildren(rendered(said));
+    replaceChanged(this.body, rendered(said));
     this.nextDrawing = performance.now() + Math.max(SHORTEST_PAUSE, COST_FACTOR * (performance.now() - started));
     this.root.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
   }
@@ -135,6 +135,16 @@ export class MessageView {
     fitHeight(field);
     field.focus();
   }
+}
+
+/** Puts `fragment` in the place of what `parent` holds, but leaves the equal blocks at its beginning, and a selection. */
+function replaceChanged(parent, fragment) {
+  const old = [...parent.childNodes];
+  const fresh = [...fragment.childNodes];
+  let n = 0;
+  while (n < old.length && n < fresh.length && old[n].isEqualNode(fresh[n])) n += 1;
+  old.slice(n).forEach((node) => node.remove());
+  parent.append(...fresh.slice(n));
 }
 
 /** Whether this key sends: Enter alone, and not while an input method composes a character. */
