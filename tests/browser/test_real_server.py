@@ -90,9 +90,9 @@ def test_the_picture_of_the_cluster_and_what_it_shows_of_a_lost_worker(
     ask(page, "What is gravity? Answer in two sentences.")
     finished(page)
     page.click("#to-cluster")
-    expect(page.locator(".node h3")).to_have_count(3)
+    expect(page.locator(".node h2")).to_have_count(3)
     for number, worker in enumerate(workers, 1):
-        expect(page.locator(".node h3").nth(number)).to_have_text(worker.address)
+        expect(page.locator(".node h2").nth(number)).to_have_text(worker.address)
         expect(page.locator(".node").nth(number)).to_contain_text("A token takes")
         expect(page.locator(".node").nth(number)).to_contain_text("Network per token")
     expect(page.locator(".pill.slow")).to_have_count(1)
@@ -103,4 +103,4 @@ def test_the_picture_of_the_cluster_and_what_it_shows_of_a_lost_worker(
     finished(page, 2)
     page.click("#to-cluster")
     expect(page.locator("#cluster-state")).to_have_text("ready")
-    expect(page.locator(".node.is-lost h3")).to_have_text(workers[1].address)
+    expect(page.locator(".node.is-lost h2")).to_have_text(workers[1].address)

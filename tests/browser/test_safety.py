@@ -91,7 +91,7 @@ def test_names_in_storage_and_in_the_state_of_the_cluster_are_text(page: Page, b
     )
     page.evaluate("location.hash = 'cluster'")
     page.reload()
-    expect(page.locator(".node h3")).to_have_text(evil)
+    expect(page.locator(".node h2")).to_have_text(evil)
     expect(page.locator("#cluster-message")).to_have_text(evil)
     expect(page.locator("#conversations .open")).to_have_text([evil])
     assert page.evaluate("window.hit") is None

@@ -129,7 +129,7 @@ function nodeCard(node, slowest, nodes) {
   const card = element("article", "node");
   card.dataset.rank = String(node.rank);
   const head = element("div", "node-head");
-  const name = Object.assign(element("h3"), { textContent: node.name });
+  const name = Object.assign(element("h2"), { textContent: node.name });
   head.append(name);
   if (node.rank === slowest) head.append(Object.assign(element("span", "pill slow"), { textContent: "slowest" }));
   if (node.state === "lost") head.append(Object.assign(element("span", "pill lost"), { textContent: "lost" }));
