@@ -59,6 +59,7 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
             model.tokenizer,
             EngineOptions(max_queue=options.max_queue, recover_seconds=options.recover_seconds),
             rebuild=programs.rebuild,
+            is_better_possible=programs.is_better_possible,
             drafter=drafter,
         ) as engine:
             yield Serving(engine, programs)

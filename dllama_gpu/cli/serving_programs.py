@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dllama_gpu.cli.arguments import Options
@@ -14,7 +14,7 @@ from dllama_gpu.cli.device_choice import free_memory
 from dllama_gpu.cli.display import note, progress
 from dllama_gpu.cli.loading import make_device
 from dllama_gpu.engine.loading import build_graph
-from dllama_gpu.engine.rejoin import Rejoin
+from dllama_gpu.engine.rejoin import Rejoin, ReturnWatch
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, LoadProgress, Program
 from dllama_gpu.graph.graph import Graph
@@ -67,6 +67,10 @@ class LocalPrograms:
         self.device = make_device(self._options, self._program)
         return self.device.compile(self._graph, self._source)
 
+    def is_better_possible(self) -> bool:
+        """There is one way only."""
+        return False
+
     def close(self) -> None:
         """Nothing is left open."""
 
@@ -85,9 +89,10 @@ class ClusterPrograms:
         self._profiles: dict[str, NodeProfile] = {}
         self._links: dict[frozenset[str], Link] = {}
         self._addresses: list[str] = []
-        self._lost: dict[str, NodeShare] = {}
+        self._shares: dict[str, NodeShare] = {}
         self.nodes: tuple[NodeShare, ...] = ()
         self._rejoin = Rejoin(self._connect_again, self._load_again)
+        self._watch = ReturnWatch(self._is_back)
 
     def first(self) -> Program:
         """Connects, measures, plans and loads, and writes what a person wants to know of it to standard error.
@@ -116,24 +121,40 @@ class ClusterPrograms:
             self._cluster = None
             gc.collect()  # the lost program's memory is needed for the next one
             self.device = make_device(self._options, self._program)  # it may be this node's own that was lost
-        return self._rejoin(attempt)
+        program = self._rejoin(attempt)
+        missing = self._rejoin.missing
+        self.nodes += tuple(replace(self._shares[name], is_lost=True) for name in missing if name in self._shares)
+        self._watch.look_for(missing)
+        return program
+
+    def is_better_possible(self) -> bool:
+        """Whether a worker that was lost is back."""
+        return self._watch.has_found
 
     def close(self) -> None:
         """Lets the workers go."""
+        self._watch.close()
         if self._cluster is not None:
             self._cluster.close()
 
-    def _connect_again(self) -> tuple[Cluster, list[str]]:
-        missing: list[str] = []
-        key, _ = read_key(self._options.key_file, os.environ)
-        cluster = Cluster.connect(
-            self._addresses,
-            key=key,
-            timeout=self._options.worker_timeout,
-            missing=lambda error: missing.append(str(error)),
-        )
+    def _connect_again(self) -> tuple[Cluster, dict[str, str]]:
+        sentences: list[str] = []
+        cluster = self._connect(self._addresses, lambda error: sentences.append(str(error)))
         cluster.links = dict(self._links)
-        return cluster, missing
+        there = {str(worker.address) for worker in cluster.workers}
+        missing = [address for address in self._addresses if address not in there]
+        return cluster, dict(zip(missing, sentences, strict=True))
+
+    def _connect(self, addresses: Sequence[str], missing: Callable[[DllamaError], None]) -> Cluster:
+        key, _ = read_key(self._options.key_file, os.environ)
+        return Cluster.connect(addresses, key=key, timeout=self._options.worker_timeout, missing=missing)
+
+    def _is_back(self, address: str) -> bool:
+        try:
+            with self._connect([address], lambda error: None) as cluster:
+                return bool(cluster.workers)
+        except DllamaError:
+            return False
 
     def _load_again(self, cluster: Cluster) -> Program:
         shards = self._shards_of(cluster)
@@ -180,10 +201,8 @@ class ClusterPrograms:
         else:
             note("cluster", "no worker takes part, so this node works alone")
             program = self.device.compile(graphs[0], self._source, advance)
-        present = _node_shares(cluster, graphs, self.device)
-        names = {node.name for node in present}
-        self._lost |= {node.name: replace(node, is_lost=True) for node in self.nodes if node.name not in names}
-        self.nodes = (*present, *(node for name, node in self._lost.items() if name not in names))
+        self.nodes = _node_shares(cluster, graphs, self.device)
+        self._shares |= {node.name: node for node in self.nodes}
         return program
 
 

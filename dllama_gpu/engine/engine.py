@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _NODES_EVERY_SECONDS = 1.0
 _NODES_WANTED_SECONDS = 5.0
+_NODES_ALIVE_SECONDS = 10.0
+_IDLE_SECONDS = 1.0
 _MOST_FAILURES_IN_A_ROW = 3
 
 
@@ -63,7 +65,8 @@ class Ticket:
 class Engine:
     """Runs requests on a program that nobody else uses. Use as a context manager, or `close` it.
 
-    `rebuild` is called, in another thread, when the program failed; without it the program is expected to go on. With a
+    `rebuild` is called, in another thread, when the program failed; without it the program is expected to go on. It is
+    called too when nothing runs and `is_better_possible`, asked once a second then, says yes. With a
     `drafter`, on the engine's thread, several tokens of a text are computed in one step where that pays.
     """
 
@@ -74,6 +77,7 @@ class Engine:
         options: EngineOptions | None = None,
         *,
         rebuild: Rebuild | None = None,
+        is_better_possible: Callable[[], bool] | None = None,
         drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,6 +85,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._clock = clock
         self._rebuild = rebuild
+        self._is_better_possible = is_better_possible
         self._cluster = program if isinstance(program, ClusterProgram) else None
         speculation = None if drafter is None else Speculation(drafter)
         self._core = EngineCore(program, CoreOptions(self.options.step_seconds), speculation, clock=clock)
@@ -249,8 +254,16 @@ class Engine:
         n_failures = 0
         while True:
             with self._wake:
-                while not (self._closing or self._inbox or self._core.has_work or self._recovery or self._nodes_due()):
-                    self._wake.wait(_NODES_EVERY_SECONDS if self._nodes_wanted() else None)
+                while not (
+                    self._closing
+                    or self._inbox
+                    or self._core.has_work
+                    or self._recovery
+                    or self._nodes_due()
+                    or self._can_be_better()
+                ):
+                    looks = self._cluster is not None or self._is_better_possible is not None
+                    self._wake.wait(_IDLE_SECONDS if looks else None)
                 arrived, self._inbox = self._inbox, []
             for active in arrived:
                 self._core.add(active)
@@ -262,6 +275,8 @@ class Engine:
                 elif self._core.has_work:
                     self._core.step()
                     n_failures = 0
+                elif self._can_be_better():
+                    self._build_anew("a worker is back; the model is shared out anew")
                 if self._recovery is None and self._nodes_due():
                     self._fetch_nodes()
             except ProgramFailedError as failure:
@@ -280,9 +295,16 @@ class Engine:
             self._core.fail_all(cause)
         if self._rebuild is None:
             return
-        _log.warning("%s; building the program anew", cause)
+        self._build_anew(str(cause))
+
+    def _can_be_better(self) -> bool:
+        return self._rebuild is not None and self._is_better_possible is not None and self._is_better_possible()
+
+    def _build_anew(self, why: str) -> None:
+        assert self._rebuild is not None
+        _log.warning("building the program anew: %s", why)
         with self._wake:
-            self._state, self._message = "recovering", str(cause)
+            self._state, self._message = "recovering", why
         self._core.drop_program()
         self._cluster, self._nodes = None, ()
         self._lost_at = self._clock()
@@ -306,11 +328,13 @@ class Engine:
                 self._state, self._message = "down", message
             self._core.fail_all(EngineUnavailableError(message, 10.0))
 
-    def _nodes_wanted(self) -> bool:
-        return self._cluster is not None and self._clock() - self._nodes_wanted_at < _NODES_WANTED_SECONDS
-
     def _nodes_due(self) -> bool:
-        return self._nodes_wanted() and self._clock() - self._nodes_at >= _NODES_EVERY_SECONDS
+        """Whether it is time to ask the nodes what they did: often if somebody looks, or just to hear from them."""
+        if self._cluster is None:
+            return False
+        now = self._clock()
+        is_watched = now - self._nodes_wanted_at < _NODES_WANTED_SECONDS
+        return now - self._nodes_at >= (_NODES_EVERY_SECONDS if is_watched else _NODES_ALIVE_SECONDS)
 
     def _fetch_nodes(self) -> None:
         if self._cluster is None:

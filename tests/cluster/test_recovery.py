@@ -31,12 +31,13 @@ from dllama_gpu.tokenizer.t_file import write_t_file
 from tests.support.models import write_random_m
 from tests.support.tiny import tiny_tokenizer
 from tests.support.worker_command import WorkerCommand
+from tests.support.worker_process import wait_until
 
 GREEDY = SamplingParams(temperature=0)
 N_TOKENS = 200
 SEQ_LEN = 256
 PATIENCE = 120.0
-N_KILLS = int(os.environ.get("DLLAMA_GPU_TEST_KILLS", "4"))
+N_KILLS = int(os.environ.get("DLLAMA_GPU_TEST_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,10 @@ def test_requests_go_on_after_a_worker_was_killed(
     assert serving.engine.statistics().n_recoveries == 1
     lost = [node.name for node in serving.nodes() if node.is_lost]
     assert lost == ([] if comes_back else [workers.addresses[0]])
+    if not comes_back:
+        workers.restart(0)
+        wait_until(lambda: not any(node.is_lost for node in serving.nodes()), "the worker to be used again")
+        assert Client(serving, prompts(1)[0]).text() == expected[0]
 
 
 def test_when_all_workers_are_gone_the_root_goes_on_alone(

@@ -252,6 +252,26 @@ def test_a_lost_program_is_built_anew_and_requests_go_on_where_they_were() -> No
         assert (statistics.state, statistics.n_recoveries) == ("ready", 1)
 
 
+def test_a_better_program_is_built_when_nothing_runs() -> None:
+    programs = [GatedProgram(n_slots=1, is_open=False), GatedProgram(n_slots=2)]
+    is_better_possible = threading.Event()
+
+    def rebuild(attempt: int) -> FakeProgram:
+        is_better_possible.clear()
+        return programs[1]
+
+    with Engine(programs[0], TOKENIZER, rebuild=rebuild, is_better_possible=is_better_possible.is_set) as engine:
+        listener = Listener()
+        engine.submit(request("abc", 4), listener)
+        is_better_possible.set()
+        programs[0].gate.set()
+        assert listener.text == "defg"
+        assert len(programs[0].batches) == 4
+        wait_until(lambda: engine.n_slots == 2)
+        assert run(engine, request()).text == "defg"
+        assert engine.statistics().n_failed == 0
+
+
 def test_when_nothing_can_be_built_requests_fail_and_later_ones_are_refused_until_it_can() -> None:
     broken, whole = GatedProgram(), GatedProgram()
     may_build: queue.SimpleQueue[None] = queue.SimpleQueue()
