@@ -85,15 +85,19 @@ def _known_model(client: HubClient, model: HubModel, into: Path) -> list[Path]:
 
 
 def _from_repository(client: HubClient, name: HubName, into: Path) -> Path:
-    from dllama_gpu.hub.repository import select_files
+    from dllama_gpu.hub.download import is_verified
+    from dllama_gpu.hub.repository import read_selection, select_files, write_selection
 
-    selection = select_files(client, name)
-    if selection.remark is not None:
-        note("chosen", selection.remark)
     folder = _made(into / name.folder)
-    for file in selection.files:
-        url = client.file_url(selection.repository, file, selection.revision)
-        _get(client, [url], folder / PurePosixPath(file).name)
+    selection = read_selection(folder, name)
+    if selection is None or not all(is_verified(folder / PurePosixPath(file).name) for file in selection.files):
+        selection = select_files(client, name)
+        if selection.remark is not None:
+            note("chosen", selection.remark)
+        for file in selection.files:
+            url = client.file_url(selection.repository, file, selection.revision)
+            _get(client, [url], folder / PurePosixPath(file).name)
+        write_selection(folder, name, selection)
     return folder if selection.model is None else folder / PurePosixPath(selection.model).name
 
 

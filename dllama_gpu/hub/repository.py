@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.shown import shown_text
@@ -18,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0
 _MOST_FILES = 20_000
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SELECTION = ".selection.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SMALL_FILES = (
@@ -79,6 +82,26 @@ def select_files(client: HubClient, name: HubName) -> Selection:
     revision = sha if isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{40}", sha) else "main"
     chosen, model, remark = _choose(name, files)
     return Selection(name.repository, revision, tuple(chosen), model, remark)
+
+
+def read_selection(folder: Path, name: HubName) -> Selection | None:
+    """What was fetched for `name` earlier, so that it runs without asking the hub again; None if that is not known."""
+    try:
+        found = msgspec.json.decode((folder / _SELECTION).read_bytes(), type=dict[str, Selection])
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return None
+    selection = found.get(name.file or "")
+    safe = selection is not None and selection.repository == name.repository and all(map(_is_safe, selection.files))
+    return selection if safe else None
+
+
+def write_selection(folder: Path, name: HubName, selection: Selection) -> None:
+    """Notes in `folder` what was fetched for `name`."""
+    try:
+        known = msgspec.json.decode((folder / _SELECTION).read_bytes(), type=dict[str, Selection])
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        known = {}
+    (folder / _SELECTION).write_bytes(msgspec.json.encode(known | {name.file or "": selection}))
 
 
 def _choose(name: HubName, files: Sequence[str]) -> tuple[list[str], str | None, str | None]:

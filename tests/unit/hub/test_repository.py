@@ -143,6 +143,22 @@ def test_a_gguf_file_is_fetched_and_runs(hub: Hub, tmp_path: Path, capsys: pytes
     assert main(["inference", "--model", model, "--prompt", "the", "--steps", "3", "--no-benchmark"]) == 0
 
 
+def test_what_is_here_runs_without_the_hub(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_hf_folder(tmp_path / "made")
+    (tmp_path / "made" / "x.Q4_0.gguf").write_bytes(b"GGUF")
+    put(hub, "org/repo", tmp_path / "made")
+    for name in ("hf:org/repo", "hf:org/repo:x.Q4_0.gguf"):
+        assert main(["download", name, "--into", str(tmp_path)]) == 0
+    paths = capsys.readouterr().out
+    hub.listings.clear()
+    hub.files.clear()
+    for name in ("hf:org/repo", "hf:org/repo:x.Q4_0.gguf"):
+        assert main(["download", name, "--into", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == paths
+    (tmp_path / "org--repo" / "config.json").write_text("{}")
+    assert main(["download", "hf:org/repo", "--into", str(tmp_path)]) == 1
+
+
 @pytest.mark.parametrize("name", ["llama3-2-1b-instruct-q40", "QWEN3_14B_Q40", "qwen3-30b-a3b-q40"])
 def test_a_model_of_the_catalogue_is_put_together(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
