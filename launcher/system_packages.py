@@ -17,6 +17,8 @@ from dllama_gpu.errors import DllamaError
 from launcher.console import Console
 from launcher.pip_runner import explain_failure
 
+_HEADER_FOLDERS = (Path("/usr/include"), Path("/usr/local/include"))
+
 
 @dataclass(frozen=True)
 class Need:
@@ -49,8 +51,8 @@ def missing_for_gpus() -> list[Need]:
     """What is missing for building the Vulkan device; without it the package computes on the CPU."""
     if sys.platform != "linux":
         return []
-    folders = (Path("/usr/include"), Path("/usr/local/include"), Path(os.environ.get("VULKAN_SDK", "/")) / "include")
-    if any((folder / "vulkan" / "vulkan.hpp").exists() for folder in folders):
+    sdk = [Path(os.environ["VULKAN_SDK"]) / "include"] if "VULKAN_SDK" in os.environ else []
+    if any((folder / "vulkan" / "vulkan.hpp").exists() for folder in (*_HEADER_FOLDERS, *sdk)):
         return []
     return [Need("Vulkan's headers", "libvulkan-dev")]
 

@@ -76,7 +76,7 @@ def _real_gpu() -> int | None:
     try:
         gpus = find_gpus()
     except NoGpuError as error:
-        note("no GPU", str(error))
+        note("no GPU", f"computing on the CPU ({error})")
         return None
     index = best_gpu(gpus)
     if index is None:

@@ -94,9 +94,7 @@ def _gpu_facts(index: int, info: _native.DeviceInfo) -> list[tuple[str, str]]:
     }
     best = best_tier(info)
     missing = (
-        None
-        if best is Tier.MATRIX
-        else f"for {Tier(best + 1).name.lower()} it lacks {missing_for(Tier(best + 1), info)}"
+        None if best is max(Tier) else f"for {Tier(best + 1).name.lower()} it lacks {missing_for(Tier(best + 1), info)}"
     )
     total = max((heap.n_bytes for heap in info.heaps if heap.device_local), default=0)
     sort = {"cpu": "a driver on processors, no GPU", "other": "GPU of an unknown sort"}

@@ -16,10 +16,14 @@ import numpy.typing as npt
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, Device, Row
 from dllama_gpu.graph.graph import (
+    Activation,
     Attention,
     Buffer,
     BufferType,
+    CacheType,
     Embed,
+    ExpertGatedMatmul,
+    ExpertMatmul,
     GatedMatmul,
     Graph,
     KvCache,
@@ -31,6 +35,7 @@ from dllama_gpu.graph.graph import (
     Step,
     TensorSlice,
     TopCandidates,
+    TopExperts,
     Weight,
 )
 from dllama_gpu.model.codecs import quantize
@@ -123,6 +128,9 @@ def cases(source: _RandomSource) -> Iterator[Case]:
                 f"gated matmul {name}", _graph([x, normed, out], [embedding, norm, gate, up], steps), ("out",), rounded
             )
     yield from _attention_cases(source, embedding)
+    yield from _special_attention_cases(source, embedding)
+    for type in (FloatType.F32, FloatType.Q40):
+        yield _experts_case(source, embedding, type)
     yield _candidates_case(source, embedding)
 
 
@@ -147,6 +155,71 @@ def _attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]
             graph = _graph(buffers, [embedding, projection], steps, [KvCache("kv", _KV_HEADS, _HEAD_DIM)])
             rounded = type is BufferType.Q80
             yield Case(f"rope {style.value} and attention to {type.value}", graph, ("angles", "out"), rounded)
+
+
+def _special_attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]:
+    """What only some architectures have: biases, norms of heads, a window, other caches."""
+    widths = {"q": _HEADS * _HEAD_DIM, "k": _KV_HEADS * _HEAD_DIM, "v": _KV_HEADS * _HEAD_DIM}
+    projection = source.add("qkv", sum(widths.values()), _DIM, FloatType.F32)
+    biases = [source.add(f"{name}_bias", 1, width, FloatType.F32) for name, width in widths.items()]
+    norms = [source.add(f"{name}_norm", 1, _HEAD_DIM, FloatType.F32) for name in ("q", "k")]
+    frequencies = tuple(float(10000.0 ** (-2 * i / _HEAD_DIM)) for i in range(_HEAD_DIM // 2))
+    buffers = [
+        Buffer("x", _DIM),
+        Buffer("qkv", projection.n_rows),
+        Buffer("angles", _HEAD_DIM),
+        Buffer("out", _HEADS * _HEAD_DIM),
+    ]
+    begin: list[Step] = [
+        Embed("embedding", "x", 1.5),
+        RopeAngles(frequencies, "angles", 0.9),
+        Matmul("x", "qkv", "qkv"),
+    ]
+    group, scale = _HEADS // _KV_HEADS, _HEAD_DIM**-0.5
+    style = RopeStyle.HALF_SPLIT
+    for name, store, window, type in (
+        ("biases", {"biases": ("q_bias", "k_bias", "v_bias")}, 0, CacheType.F16),
+        ("norms of heads, a window", {"norms": ("q_norm", "k_norm"), "epsilon": 1e-5}, 7, CacheType.F32),
+        ("keys and values in q80", {}, 0, CacheType.Q80),
+    ):
+        steps: list[Step] = [
+            *begin,
+            RopeStore("qkv", "angles", "kv", _HEADS, style, **store),
+            Attention("qkv", "kv", "out", _HEADS, group, scale, window=window),
+        ]
+        caches = [KvCache("kv", _KV_HEADS, _HEAD_DIM, type)]
+        graph = _graph(buffers, [embedding, projection, *biases, *norms], steps, caches)
+        yield Case(f"attention with {name}", graph, ("out",), type is CacheType.Q80)
+
+
+def _experts_case(source: _RandomSource, embedding: Weight, type: FloatType) -> Case:
+    n_experts, k = 6, 2
+    norm = source.add("norm", 1, _DIM, FloatType.F32)
+    router = source.add("router", n_experts, _DIM, FloatType.F32)
+    gate, up = (source.add_experts(f"experts_{w}_{type.value}", n_experts, _HIDDEN, _DIM, type) for w in ("gate", "up"))
+    down = source.add_experts(f"experts_down_{type.value}", n_experts, _DIM, _HIDDEN, type)
+    row_type = BufferType.Q80 if type.is_quantized else BufferType.F32
+    buffers = [
+        Buffer("x", _DIM),
+        Buffer("normed", _DIM),
+        Buffer("input", _DIM, row_type),
+        Buffer("logits", n_experts),
+        Buffer("ids", k, BufferType.I32),
+        Buffer("weights", k),
+        Buffer("hidden", k * _HIDDEN, row_type),
+        Buffer("out", _DIM),
+    ]
+    steps: list[Step] = [
+        Embed("embedding", "x"),
+        RmsNorm("x", None, "norm", "normed", 1e-5),
+        RmsNorm("x", None, "norm", "input", 1e-5),
+        Matmul("normed", "router", "logits"),
+        TopExperts("logits", "ids", "weights", normalize=True),
+        ExpertGatedMatmul("input", "ids", gate.name, up.name, "hidden", activation=Activation.GELU_TANH),
+        ExpertMatmul("hidden", "ids", "weights", down.name, "out"),
+    ]
+    graph = _graph(buffers, [embedding, norm, router, gate, up, down], steps)
+    return Case(f"experts {type.value}", graph, ("weights", "out"), type.is_quantized)
 
 
 def _candidates_case(source: _RandomSource, embedding: Weight) -> Case:
@@ -234,6 +307,11 @@ class _RandomSource:
             self.tensors[name] = TensorInfo(name, (n_rows, n_columns) if n_rows > 1 else (n_columns,), type)
             self._raw[name] = quantize(values / (1 if n_rows == 1 else n_columns**0.5), type)
         return Weight(name, type, n_rows, n_columns, (TensorSlice(name, 0, n_rows, 0, n_columns),))
+
+    def add_experts(self, name: str, n_experts: int, n_rows: int, n_columns: int, type: FloatType) -> Weight:
+        """As many matrices in one weight."""
+        parts = [self.add(f"{name}_{expert}", n_rows, n_columns, type).parts[0] for expert in range(n_experts)]
+        return Weight(name, type, n_experts * n_rows, n_columns, tuple(parts), n_experts)
 
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """Raw rows."""

@@ -29,9 +29,9 @@ def find_gpus() -> list[_native.DeviceInfo]:
     try:
         found = _native.devices()
     except _native.VulkanError as error:
-        raise NoGpuError(f"Vulkan cannot be used: {error}; {driver_advice()}") from error
+        raise NoGpuError(f"{error}; {driver_advice()}") from error
     if not found:
-        raise NoGpuError(f"no Vulkan driver finds a GPU; {driver_advice()}")
+        raise NoGpuError(f"no Vulkan driver found a GPU; {driver_advice()}")
     return found
 
 

@@ -22,6 +22,6 @@ def driver_advice() -> str:
     if sys.platform == "darwin":
         return "run `brew install vulkan-loader molten-vk`"
     return (
-        "install the driver's package: mesa-vulkan-drivers for AMD, Intel and Raspberry Pi (vulkan-radeon or "
-        "vulkan-intel on Arch), for NVIDIA its own driver"
+        "for AMD, Intel and Raspberry Pi install mesa-vulkan-drivers (Arch: vulkan-radeon or vulkan-intel), for NVIDIA "
+        "its own driver"
     )

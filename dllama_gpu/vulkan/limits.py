@@ -15,8 +15,6 @@ class Tier(IntEnum):
     """Subgroup arithmetic for sums."""
     DOT = 2
     """Integer dot products: matmuls of quantized weights read int8 activations."""
-    MATRIX = 3
-    """Cooperative matrices for matmuls of many rows."""
 
 
 @dataclass(frozen=True)

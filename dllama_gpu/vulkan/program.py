@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, ExchangeHandler
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.vulkan import _native
-from dllama_gpu.vulkan.dispatch import Dispatch
+from dllama_gpu.vulkan.dispatch import Dispatch, Recorded
 from dllama_gpu.vulkan.failures import explained
 from dllama_gpu.vulkan.gpu import Gpu
 from dllama_gpu.vulkan.memory import ProgramMemory
@@ -20,6 +22,9 @@ from dllama_gpu.vulkan.step import write_step
 
 _SECONDS = 120.0  # that a segment may take
 _SECONDS_ON_A_PROCESSOR = 1800.0
+_FEW_ROWS = 16
+_DISPATCHES_A_SUBMIT = 32
+"""For more rows than a few: systems reset a GPU that one submit keeps for seconds (2 on Windows)."""
 
 _RecordingKey = tuple[int, int, int]
 """Segment, rows, rows that want logits."""
@@ -39,7 +44,7 @@ class VulkanProgram:
         self._segments = plan.graph.segments()
         self._declared = {buffer.name: buffer for buffer in plan.graph.buffers}
         self._step = memory.views[STEP].view(np.uint32)
-        self._recordings: dict[_RecordingKey, _native.Recording | None] = {}
+        self._recordings: dict[_RecordingKey, list[_native.Recording]] = {}
         self._seconds = _SECONDS_ON_A_PROCESSOR if gpu.info.type == "cpu" else _SECONDS
 
     @property
@@ -51,11 +56,11 @@ class VulkanProgram:
         """Computes one step; see `dllama_gpu.graph.batch.Program.run`. Raises GpuError when the GPU fails."""
         batch.check(self.graph)
         rows, logit_rows = self._plan.buckets(len(batch.tokens), len(batch.logit_rows))
-        recordings = [self._recording((number, rows, logit_rows)) for number in range(len(self._segments))]
+        recordings = [self._recorded((number, rows, logit_rows)) for number in range(len(self._segments))]
         self._gpu.keep_kernels()
         write_step(batch, self._step)
-        for recording, (_, wanted) in zip(recordings, self._segments, strict=True):
-            if recording is not None:
+        for submits, (_, wanted) in zip(recordings, self._segments, strict=True):
+            for recording in submits:
                 with explained(self._gpu.label, "a step was computed"):
                     recording.run(self._seconds)
             if wanted is not None:
@@ -75,8 +80,8 @@ class VulkanProgram:
     def work_of(self, n_rows: int, n_logit_rows: int) -> tuple[int, int, int]:
         """Dispatches, barriers and submits of a step with so many rows."""
         rows, logit_rows = self._plan.buckets(n_rows, n_logit_rows)
-        found = [self._recording((number, rows, logit_rows)) for number in range(len(self._segments))]
-        submits = [recording for recording in found if recording is not None]
+        found = [self._recorded((number, rows, logit_rows)) for number in range(len(self._segments))]
+        submits = list(itertools.chain.from_iterable(found))
         return sum(r.n_dispatches for r in submits), sum(r.n_barriers for r in submits), len(submits)
 
     def timed(self, n_rows: int, n_logit_rows: int) -> list[tuple[Dispatch, float]]:
@@ -103,14 +108,16 @@ class VulkanProgram:
             found += zip(dispatches, spans, strict=True)
         return found
 
-    def _recording(self, key: _RecordingKey) -> _native.Recording | None:
+    def _recorded(self, key: _RecordingKey) -> list[_native.Recording]:
+        """The submits of a segment, none where it has nothing to do."""
         if key not in self._recordings:
             work = self._plan.segment(*key)
+            size = max(len(work), 1) if key[1] <= _FEW_ROWS else _DISPATCHES_A_SUBMIT
             with explained(self._gpu.label, "work was recorded"):
-                self._recordings[key] = self._record(work) if work else None
+                self._recordings[key] = [self._record(work[at : at + size]) for at in range(0, len(work), size)]
         return self._recordings[key]
 
-    def _record(self, work: tuple[Any, ...]) -> _native.Recording:
+    def _record(self, work: Sequence[Recorded]) -> _native.Recording:
         recording = self._gpu.native.recording()
         for item in work:
             if isinstance(item, Dispatch):

@@ -19,13 +19,6 @@ def missing_for(tier: Tier, info: _native.DeviceInfo) -> str | None:
         return "subgroup arithmetic in compute shaders"
     if tier is Tier.DOT and not features.integer_dot_product:
         return "integer dot products"
-    if tier is Tier.MATRIX:
-        if not features.cooperative_matrix:
-            return "cooperative matrices"
-        if not (features.float16 and features.storage_16bit):
-            return "16-bit floats"
-        if not any(_is_f16_square(shape) for shape in info.cooperative_matrices):
-            return "cooperative matrices of 16 × 16 × 16 f16 with f32 sums"
     return None
 
 
@@ -70,8 +63,3 @@ def limits_of(info: _native.DeviceInfo) -> DeviceLimits:
         offset_alignment=limits.min_storage_buffer_offset_alignment,
         is_cpu=info.type == "cpu",
     )
-
-
-def _is_f16_square(shape: _native.CooperativeMatrix) -> bool:
-    types = (shape.a_type, shape.b_type, shape.c_type, shape.result_type)
-    return (shape.m, shape.n, shape.k) == (16, 16, 16) and types == ("f16", "f16", "f32", "f32")

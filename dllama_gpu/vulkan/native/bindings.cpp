@@ -203,6 +203,7 @@ PYBIND11_MODULE(_native, module) {
           "n_timestamps"_a = 0);
   module.def("devices", &devices);
   module.def("fail_allocations", &fail_allocations, "count"_a);
+  module.def("fail_submits", &fail_submits, "count"_a);
 }
 
 }  // namespace dllama::vulkan

@@ -10,6 +10,7 @@ namespace {
 
 thread_local Scope* scope = nullptr;
 std::atomic<int> failing_allocations{0};
+std::atomic<int> failing_submits{0};
 
 auto& table() { return VULKAN_HPP_DEFAULT_DISPATCHER; }
 
@@ -30,6 +31,7 @@ struct Originals {
   PFN_vkAllocateDescriptorSets allocate_sets;
   PFN_vkUpdateDescriptorSets update_sets;
   PFN_vkCreateComputePipelines create_pipelines;
+  PFN_vkQueueSubmit submit;
 } original;
 
 bool failed() { return scope && scope->error != VK_SUCCESS; }
@@ -144,6 +146,11 @@ VKAPI_ATTR VkResult VKAPI_CALL create_pipelines(VkDevice device, VkPipelineCache
   return guarded([&] { return original.create_pipelines(device, shared, 1, &info, callbacks, pipelines); });
 }
 
+VKAPI_ATTR VkResult VKAPI_CALL submit(VkQueue queue, uint32_t count, const VkSubmitInfo* infos, VkFence fence) {
+  if (failing_submits > 0 && failing_submits-- > 0) return VK_ERROR_DEVICE_LOST;
+  return original.submit(queue, count, infos, fence);
+}
+
 template <class Function>
 void replace(Function& entry, Function& saved, Function hook) {
   saved = entry;
@@ -168,6 +175,7 @@ void install_hooks() {
   replace(table().vkAllocateDescriptorSets, original.allocate_sets, &allocate_sets);
   replace(table().vkUpdateDescriptorSets, original.update_sets, &update_sets);
   replace(table().vkCreateComputePipelines, original.create_pipelines, &create_pipelines);
+  replace(table().vkQueueSubmit, original.submit, &submit);
 }
 
 Scope::Scope() : outer_(scope) { scope = this; }
@@ -184,5 +192,7 @@ void Scope::destroy_buffers(VkDevice device) {
 }
 
 void fail_allocations(int count) { failing_allocations = count; }
+
+void fail_submits(int count) { failing_submits = count; }
 
 }  // namespace dllama::vulkan

@@ -42,4 +42,7 @@ struct Scope {
 // A test's way to see what happens then: the next `count` allocations of device memory fail.
 void fail_allocations(int count);
 
+// Likewise: the next `count` submits find the device lost.
+void fail_submits(int count);
+
 }  // namespace dllama::vulkan

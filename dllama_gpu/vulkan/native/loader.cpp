@@ -108,6 +108,8 @@ Instance::Instance(bool validation) {
   if (validation) info.setPNext(&features);
   try {
     handle_ = vk::createInstance(info);
+  } catch (const vk::IncompatibleDriverError&) {
+    throw VulkanError("no Vulkan driver is installed");
   } catch (const vk::SystemError& error) {
     throw VulkanError(std::string("no Vulkan instance could be made: ") + error.what());
   }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -97,6 +98,30 @@ def test_a_changed_build_input_is_built_once(
     ensure_installed(finished, (), console)
     ensure_installed(finished, (), console)
     assert installs == [frozenset({"test"})]
+
+
+def test_missing_headers_of_vulkan_are_no_obstacle(
+    checkout: Path,
+    console: Console,
+    screen: io.StringIO,
+    installs: list[frozenset[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packages = environment_module.system_packages
+    headers = packages.Need("Vulkan's headers", "libvulkan-dev")
+
+    def install(needs: list[packages.Need], *_: object, **__: object) -> None:
+        if headers in needs:
+            raise DllamaError("nobody may install here")
+
+    monkeypatch.setattr(packages, "missing_for_gpus", lambda: [headers])
+    monkeypatch.setattr(packages, "install", install)
+    monkeypatch.setattr(environment_module, "_make_python", lambda *_: None)
+    environment = environment_of(checkout, {})
+    environment.folder.mkdir()
+    ensure_installed(environment, (), console)
+    assert installs == [frozenset()]
+    assert "GPUs will not be used. nobody may install here" in screen.getvalue()
 
 
 def test_a_new_native_source_is_built(finished: Environment, console: Console, installs: list[frozenset[str]]) -> None:

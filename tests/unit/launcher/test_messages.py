@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,17 @@ def test_a_python_without_ensurepip_needs_the_venv_package(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert [need.debian_package for need in system_packages.missing_for_environment()] == [f"python{version}-venv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is installed for the user")
+def test_vulkans_headers_are_wanted_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_packages, "_HEADER_FOLDERS", (tmp_path / "include",))
+    monkeypatch.delenv("VULKAN_SDK", raising=False)
+    assert [need.debian_package for need in system_packages.missing_for_gpus()] == ["libvulkan-dev"]
+    (tmp_path / "sdk" / "include" / "vulkan").mkdir(parents=True)
+    (tmp_path / "sdk" / "include" / "vulkan" / "vulkan.hpp").touch()
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "sdk"))
+    assert system_packages.missing_for_gpus() == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own compiler is asked for")
