@@ -175,6 +175,19 @@ def test_conversations_survive_a_reload_and_can_be_left_and_deleted(open_page: O
     expect(names).to_have_text(["first conversation"])
 
 
+def test_a_conversation_deleted_while_it_is_answered_stays_deleted(page: Page, behaviour: Behaviour) -> None:
+    behaviour.hold = threading.Event()
+    ask(page, "Hello, this is a longer text")
+    expect(page.locator(".message.assistant .body")).to_contain_text("You said")
+    page.get_by_role("button", name="Delete “Hello, this is a longer text”").click()
+    page.get_by_role("button", name="Delete", exact=True).last.click()
+    expect(page.locator("#welcome")).to_be_visible()
+    assert behaviour.gone.wait(20)
+    page.reload()
+    expect(page.locator("#welcome")).to_be_visible()
+    expect(page.locator("#conversations .open")).to_have_count(0)
+
+
 def test_what_was_written_before_a_reload_is_kept(page: Page, behaviour: Behaviour) -> None:
     behaviour.hold = threading.Event()
     behaviour.answer = lambda messages: "The first half, and then the second half."

@@ -91,6 +91,12 @@ export class Chat {
     this.showWriting(false);
   }
 
+  /** Forgets the conversation, so that an answer which is just ending does not save it once more. */
+  discard() {
+    this.stop();
+    this.conversation.messages = [];
+  }
+
   showWriting(isWriting) {
     $("send").hidden = isWriting;
     $("stop").hidden = !isWriting;

@@ -66,9 +66,10 @@ function drawList() {
 
 async function remove(conversation) {
   if (!(await confirmed(`Delete “${conversation.title}”? This cannot be undone.`))) return;
-  if (conversation.id === chat.conversation.id) chat.stop();
+  const isShown = conversation.id === chat.conversation.id;
+  if (isShown) chat.discard();
   store.deleteConversation(conversation.id);
-  if (conversation.id === chat.conversation.id) {
+  if (isShown) {
     chat.show(store.newConversation());
     if (location.hash !== "#cluster") go("");
   }
