@@ -36,10 +36,14 @@ from dllama_gpu.graph.graph import (
     Weight,
 )
 from dllama_gpu.model.source import ModelSource
-from dllama_gpu.vulkan import ops
 from dllama_gpu.vulkan.activations import Activation, lay_out, round_up, scratch
 from dllama_gpu.vulkan.dispatch import Binding, Recorded, with_barriers
 from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.mapping.attention import attention_partials, vectors_of
+from dllama_gpu.vulkan.mapping.dispatches import dispatches
+from dllama_gpu.vulkan.mapping.matmuls import gated_name
+from dllama_gpu.vulkan.mapping.rows import CANDIDATE_LIST, CANDIDATE_WINDOW, n_slices
+from dllama_gpu.vulkan.mapping.surroundings import RowCounts, Surroundings, cache_bytes
 from dllama_gpu.vulkan.step import step_bytes
 from dllama_gpu.vulkan.tuning import Tuning, for_device
 from dllama_gpu.vulkan.weights import (
@@ -84,7 +88,7 @@ class ProgramPlan:
     """See the module; made by `plan_program`."""
 
     graph: Graph
-    around: ops.Surroundings
+    around: Surroundings
     allocations: tuple[Allocation, ...]
     constants: dict[str, bytes]
     """Content, by allocation, that does not come from the model's file."""
@@ -105,8 +109,8 @@ class ProgramPlan:
     def segment(self, number: int, row_bucket: int, logit_bucket: int) -> tuple[Recorded, ...]:
         """The dispatches and barriers of one of `graph.segments()`; with no rows of logits, without what makes them."""
         steps, _ = self.graph.segments()[number]
-        counts = ops.RowCounts(row_bucket, logit_bucket)
-        return tuple(with_barriers(d for op in steps for d in ops.dispatches(op, self.around, counts)))
+        counts = RowCounts(row_bucket, logit_bucket)
+        return tuple(with_barriers(d for op in steps for d in dispatches(op, self.around, counts)))
 
     def read(self, name: str, n_rows: int, memory: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """The first rows (n_rows, width) of a buffer out of its allocation's bytes; see `Activation.read`."""
@@ -124,7 +128,7 @@ def plan_program(graph: Graph, limits: DeviceLimits, tier: Tier, tuning: Tuning 
     activations = lay_out(graph, tier)
     seq_len = round_up(graph.seq_len, 32)
     constants, frequencies = _frequencies(graph)
-    around = ops.Surroundings(
+    around = Surroundings(
         tuning=tuning,
         activations=activations,
         rows={buffer.name: buffer.rows for buffer in graph.buffers},
@@ -147,7 +151,7 @@ def plan_program(graph: Graph, limits: DeviceLimits, tier: Tier, tuning: Tuning 
     return ProgramPlan(graph, around, allocations, constants)
 
 
-def _allocations(graph: Graph, around: ops.Surroundings, constants: dict[str, bytes]) -> Iterator[Allocation]:
+def _allocations(graph: Graph, around: Surroundings, constants: dict[str, bytes]) -> Iterator[Allocation]:
     yield Allocation(STEP, around.step.n_bytes, Use.STEP)
     for name, content in constants.items():
         yield Allocation(name, len(content), Use.WEIGHT)
@@ -157,7 +161,7 @@ def _allocations(graph: Graph, around: ops.Surroundings, constants: dict[str, by
         yield Allocation(matrix.name, matrix.n_bytes, Use.WEIGHT)
     for cache in graph.caches:
         for half in ("keys", "values"):
-            n_bytes = ops.cache_bytes(cache, graph.n_slots, around.seq_len)
+            n_bytes = cache_bytes(cache, graph.n_slots, around.seq_len)
             yield Allocation(f"{cache.name}.{half}", n_bytes, Use.CACHE)
     on_host = _host_buffers(graph)
     for activation in around.activations.values():
@@ -194,7 +198,7 @@ def _matrices(graph: Graph) -> dict[str, PackedMatrix]:
         elif isinstance(op, GatedMatmul | ExpertGatedMatmul):
             gate, up = weights[op.gate], weights[op.up]
             if can_take_turns(gate, up):
-                add(ops.gated_name(op), gate, up)
+                add(gated_name(op), gate, up)
             else:
                 add(op.gate, gate)
                 add(op.up, up)
@@ -209,7 +213,7 @@ def _vectors(graph: Graph) -> dict[tuple[str, ...], Binding]:
         if isinstance(op, RmsNorm):
             names = (op.weight,)
         elif isinstance(op, RopeStore):
-            names = ops.vectors_of(op)
+            names = vectors_of(op)
         if names:
             n_numbers = round_up(sum(widths[name] for name in names), 8)
             vectors[names] = Binding(weight_allocation(*names), 0, 4 * n_numbers)
@@ -245,7 +249,7 @@ def _scratch(graph: Graph, tuning: Tuning, seq_len: int) -> dict[str, Activation
         if isinstance(op, Attention):
             cache = caches[op.cache]
             for bucket in _buckets(graph.max_rows):
-                need("partials", bucket * ops.attention_partials(op, cache, tuning, bucket, seq_len), 1)
+                need("partials", bucket * attention_partials(op, cache, tuning, bucket, seq_len), 1)
             if buffers[op.out].type is BufferType.Q80 and cache.head_dim % 32:
                 need("attended", buffers[op.out].width, graph.max_rows)
         elif isinstance(op, GatedMatmul) and not can_take_turns(weights[op.gate], weights[op.up]):
@@ -253,7 +257,7 @@ def _scratch(graph: Graph, tuning: Tuning, seq_len: int) -> dict[str, Activation
                 need(name, buffers[op.out].width, graph.rows_of(buffers[op.out]))
         elif isinstance(op, TopCandidates):
             logits = buffers[op.logits]
-            slices = graph.rows_of(logits) * ops.n_slices(logits.width, tuning)
+            slices = graph.rows_of(logits) * n_slices(logits.width, tuning)
             need("candidate_keys", 2 * slices * buffers[op.values].width, 1)
             need("candidate_sums", 2 * slices, 1)
     return {name: scratch(f"scratch:{name}", width, rows) for name, (width, rows) in sizes.items()}
@@ -266,7 +270,7 @@ def _check(graph: Graph) -> None:
                 f"the Vulkan device needs an even head_dim of at most {_MAX_HEAD_DIM}, not {cache.head_dim}"
             )
     weights = {weight.name: weight for weight in graph.weights}
-    most = ops.CANDIDATE_LIST - ops.CANDIDATE_WINDOW
+    most = CANDIDATE_LIST - CANDIDATE_WINDOW
     for op in graph.steps:
         if isinstance(op, TopCandidates):
             k = next(buffer.width for buffer in graph.buffers if buffer.name == op.values)
@@ -274,10 +278,8 @@ def _check(graph: Graph) -> None:
                 raise DllamaError(f"the Vulkan device finds at most {most} candidates, not {k}")
         elif isinstance(op, TopExperts):
             n_experts = next(buffer.width for buffer in graph.buffers if buffer.name == op.logits)
-            if n_experts > ops.CANDIDATE_LIST:
-                raise DllamaError(
-                    f"the Vulkan device chooses among at most {ops.CANDIDATE_LIST} experts, not {n_experts}"
-                )
+            if n_experts > CANDIDATE_LIST:
+                raise DllamaError(f"the Vulkan device chooses among at most {CANDIDATE_LIST} experts, not {n_experts}")
         elif isinstance(op, ExpertGatedMatmul):
             gate, up = weights[op.gate], weights[op.up]
             hidden = gate.n_rows // gate.n_experts
