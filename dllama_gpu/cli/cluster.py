@@ -171,7 +171,9 @@ def note_sent(cluster: Cluster) -> None:
 
 
 def _describe_share(name: str, shard: Shard, graph: Graph) -> str:
-    parts = (("heads", shard.heads), ("hidden", shard.hidden), ("vocabulary", shard.vocab))
+    parts = [("heads", shard.heads), ("hidden", shard.hidden), ("vocabulary", shard.vocab)]
+    if shard.experts is not None:
+        parts.append(("experts", shard.experts))
     spans = ", ".join(f"{what} {_span(span)}" for what, span in parts)
     return f"{name}: {spans}; weights {size_text(graph.weight_bytes())}, KV cache {size_text(graph.kv_cache_bytes())}"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.load import Outline, SegmentLoad
 from dllama_gpu.graph.profile import NodeProfile
-from dllama_gpu.graph.shard import BLOCK, Shard, Span, head_unit
+from dllama_gpu.graph.shard import BLOCK, Shard, Span, head_unit, split
 
 _NOTHING = Span(0, 0)
 _BISECTIONS = 60
@@ -61,7 +61,8 @@ def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> list[tuple[Shard, 
     """Ways to cut the model for `nodes` that respect their memory, the root first; the best is among them.
 
     Each part is balanced for itself, since all nodes wait for each other behind each of them. Heads are cut anywhere
-    and, where there are enough of them, at whole groups of a KV head.
+    and, where there are enough of them, at whole groups of a KV head. Every expert is cut like a feed-forward part, or
+    experts are handed out whole in the same proportion.
 
     Raises DoesNotFitError saying how much memory is missing when there is no way.
     """
@@ -74,8 +75,25 @@ def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> list[tuple[Shard, 
     for method in (_Division.by_speed, _Division.by_memory):
         found = [shards for division in divisions if (shards := method(division)) is not None]
         if found:
-            return found
+            return found + [whole for shards in found for whole in _whole_experts(outline, nodes, shards)]
     raise divisions[0].out_of_memory()
+
+
+def _whole_experts(
+    outline: Outline, nodes: Sequence[NodeProfile], shards: tuple[Shard, ...]
+) -> Iterator[tuple[Shard, ...]]:
+    """The same shares with whole experts, handed out by speed or as `shards` has cut them, where these fit."""
+    spec = outline.spec
+    if len(nodes) == 1 or not spec.architecture.has_experts:
+        return
+    for ratio in ([node.bytes_per_second for node in nodes], [float(len(shard.hidden)) for shard in shards]):
+        whole = tuple(
+            replace(shard, hidden=Span(0, spec.ffn_dim), experts=experts)
+            for shard, experts in zip(shards, split(spec.n_experts, 1, ratio), strict=True)
+        )
+        loads = [outline.load(shard).memory_bytes for shard in whole]
+        if all(load <= node.memory_bytes for load, node in zip(loads, nodes, strict=True)):
+            yield whole
 
 
 def fill(n_units: int, first: Sequence[float], each: Sequence[float], limits: Sequence[int]) -> Counts | None:

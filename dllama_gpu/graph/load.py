@@ -36,6 +36,16 @@ _PAST_POSITIONS = 512  # how far into a conversation the predictions look, seq_l
 
 
 @dataclass(frozen=True)
+class ExpertsLoad:
+    """Whole experts of a layer that a node holds, of which a row chooses some."""
+
+    bytes_each: int
+    n_held: int
+    n_chosen: int
+    """Of all nodes' experts, by one row."""
+
+
+@dataclass(frozen=True)
 class SegmentLoad:
     """The ops between two exchanges, `repeats` times in a step."""
 
@@ -50,6 +60,8 @@ class SegmentLoad:
     exchange_width: int
     """4-byte numbers for each row that the node puts into the exchange."""
     repeats: int = 1
+    experts: ExpertsLoad | None = None
+    """Where a node holds some experts and others the rest; their expected bytes are among the others."""
 
     def decode_seconds(self, node: NodeProfile) -> float:
         """Once, for one row: memory traffic bounds it, every op costs a little more."""
@@ -156,7 +168,16 @@ class _Meter:
             if not self._for_logits(op):
                 prefill_bytes += round(n_bytes * used_by_many)
                 row_macs += round(macs * used)
-        return SegmentLoad(decode_bytes, prefill_bytes, row_macs, len(ops), exchange, self._width(exchange), repeats)
+        return SegmentLoad(
+            decode_bytes,
+            prefill_bytes,
+            row_macs,
+            len(ops),
+            exchange,
+            self._width(exchange),
+            repeats,
+            self._whole_experts(ops),
+        )
 
     def new_weights(self, ops: Sequence[Op]) -> list[Weight]:
         """Weights that no earlier segment has used; tied embeddings are used twice but held once."""
@@ -185,6 +206,16 @@ class _Meter:
             return 1.0
         not_chosen = 1.0 - self._buffers[op.ids].width / self._routed[op.ids]
         return float(1.0 - not_chosen**n_rows)
+
+    def _whole_experts(self, ops: Sequence[Op]) -> ExpertsLoad | None:
+        expert_ops = [op for op in ops if isinstance(op, ExpertGatedMatmul | ExpertMatmul)]
+        if not expert_ops:
+            return None
+        weights = [self._weights[name] for op in expert_ops for name in _weight_names(op)]
+        n_held, ids = weights[0].n_experts, expert_ops[0].ids
+        if n_held == self._routed[ids]:
+            return None
+        return ExpertsLoad(sum(map(_weight_bytes, weights)) // n_held, n_held, self._buffers[ids].width)
 
     def _width(self, exchange: Exchange | None) -> int:
         if exchange is None:

@@ -2,7 +2,8 @@
 
 A step is a row of segments with an exchange behind each, and all nodes wait for each other there. Hence
 
-* decode seconds = sum over segments of max over nodes (bytes read / bytes_per_second + ops · op_seconds)
+* decode seconds = sum over segments of max over nodes (bytes read / bytes_per_second + ops · op_seconds; its
+  expectation where nodes hold whole experts)
   + sum over exchanges of (latency + bytes / bandwidth), for one row;
 * prefill seconds of a chunk = the same with max(2 · multiply-adds · rows / flops_per_second, bytes read /
   bytes_per_second) for arithmetic, and all rows of the chunk in each exchange.
@@ -26,6 +27,7 @@ from dllama_gpu.graph.collective import (
     gather_hops,
 )
 from dllama_gpu.graph.division import DoesNotFitError, divide, size_text
+from dllama_gpu.graph.expert_balance import slowest_seconds
 from dllama_gpu.graph.graph import AllReduce, Broadcast, GatherCandidates
 from dllama_gpu.graph.load import NodeLoad, Outline
 from dllama_gpu.graph.profile import LinkBetween, NodeProfile, PlanOptions
@@ -208,7 +210,10 @@ def _assess(
             LinkPlan(nodes[i].name, nodes[j].name, _token_bytes({a: t[i, j] + t[j, i] for a, t in sent.items()}))
             for i, j in itertools.combinations(range(len(nodes)), 2)
         ),
-        compute_seconds=sum(map(max, zip(*decode, strict=True))),
+        compute_seconds=sum(
+            segments[0].repeats * slowest_seconds(segments, nodes)
+            for segments in zip(*(load.segments for load in loads), strict=True)
+        ),
         exchange_seconds=one_row[algorithm].seconds,
         n_exchanges=one_row[algorithm].count,
         algorithm=algorithm,

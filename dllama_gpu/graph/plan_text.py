@@ -94,10 +94,13 @@ def speed_lines(plan: ClusterPlan) -> list[str]:
 def _node_cells(node: NodePlan, spec: ModelSpec) -> list[str]:
     shard = node.shard
     parts = (shard.heads, shard.kv_heads(spec), shard.hidden, shard.vocab)
+    counts = [str(len(span)) for span in parts]
+    if shard.experts is not None:
+        counts[2] = f"{len(shard.experts)} experts"
     sizes = (node.weight_bytes, node.kv_cache_bytes, node.buffer_bytes, node.memory_bytes, node.node.memory_bytes)
     return [
         node.node.name,
-        *(str(len(span)) for span in parts),
+        *counts,
         *map(size_text, sizes),
         f"{1000 * node.decode_seconds:.1f}",
     ]
