@@ -135,6 +135,7 @@ def run(options: Options) -> int:
 
     server = WorkerServer(node, options.host, options.port, told_busy)
     note("listening", ", ".join(map(str, server.addresses)))
+    note("root", f"--workers {_for_the_root(server.addresses)}")
     if warning is not None:
         note("warning", warning)
     if key is None:
@@ -159,6 +160,17 @@ def _announce(server: WorkerServer, node: Node, device: str) -> Announcement:
         "key": "0" if node.key is None else "1",
     }
     return Announcement(server.addresses, texts, node.log)
+
+
+def _for_the_root(listening: list[Address]) -> str:
+    """What a root may write after --workers to reach this worker."""
+    from dllama_gpu.net.addresses import Address, is_link_local
+    from dllama_gpu.net.announcement import announced_hosts
+    from dllama_gpu.net.discovery import in_order, own_addresses
+
+    hosts = [host for host in announced_hosts(listening, own_addresses()) if not is_link_local(host)]
+    numbers = [str(Address(host, listening[0].port)) for host in in_order(hosts, ())]
+    return " or ".join(numbers or [str(Address(platform.node(), listening[0].port))])
 
 
 def _without_key(addresses: list[Address]) -> str:

@@ -228,7 +228,7 @@ class PhaseStatistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeStatistics(Message, frozen=True):
-    """What a node did since its weights were loaded: `prefill` steps, and `decode` steps, one row a sequence."""
+    """What a node did since its weights were loaded: `decode` steps, of which every row wants logits, and others."""
 
     prefill: PhaseStatistics
     decode: PhaseStatistics

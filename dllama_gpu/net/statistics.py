@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
 from dllama_gpu.graph.batch import Batch
 from dllama_gpu.net.mesh import Mesh
 from dllama_gpu.net.messages import NodeStatistics, PhaseStatistics
@@ -49,5 +47,5 @@ class StepClock:
 
 
 def _is_decode(batch: Batch) -> bool:
-    """Whether every row belongs to another sequence."""
-    return len(batch.tokens) == 1 or len(np.unique(batch.slots)) == len(batch.slots)
+    """Whether every row wants logits: the next token of a sequence, or several that are guessed and checked."""
+    return len(batch.logit_rows) == len(batch.tokens)

@@ -168,6 +168,8 @@ class WorkerServer:
                 return self._session
         if other is None:
             channel.send(Failure("this worker is being stopped"))
+        elif other.knows(hello.token):
+            channel.send(Failure("it takes part already, under another name or address; name every worker once"))
         else:
             channel.send(Failure(f"busy: it works for the root at {other.root}; try again when that is done"))
             self._node.log(f"{channel.peer} was turned away: busy with the root at {other.root}")

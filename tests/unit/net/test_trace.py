@@ -182,18 +182,19 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 def test_steps_that_read_a_prompt_and_those_that_generate_are_counted_apart() -> None:
     two_users = Batch.of([Row(1, 0, 4, True), Row(1, 1, 7, True)])
+    guessed = Batch.of([Row(1, 0, 5, True), Row(2, 0, 6, True), Row(3, 0, 7, True)])
     with meshes(2) as nodes:
 
         def run(rank: int) -> StepClock:
             clock = StepClock(nodes[rank])
-            for batch in (PREFILL, DECODE, two_users):
+            for batch in (PREFILL, DECODE, two_users, guessed):
                 with clock.step(batch):
                     nodes[rank].gather(b"1234")
             return clock
 
         root, other = (clock.statistics() for clock in on_all(nodes, lambda mesh: run(mesh.rank)))
     assert (root.prefill.n_steps, root.prefill.n_rows) == (1, 2)
-    assert (root.decode.n_steps, root.decode.n_rows) == (2, 3)
-    assert other.decode.bytes_sent == root.decode.bytes_received == 2 * root.prefill.bytes_received > 0
+    assert (root.decode.n_steps, root.decode.n_rows) == (3, 6)
+    assert other.decode.bytes_sent == root.decode.bytes_received == 3 * root.prefill.bytes_received > 0
     for phase in (root.prefill, root.decode, other.decode):
         assert 0 <= phase.waiting_seconds <= phase.exchange_seconds <= phase.step_seconds

@@ -65,9 +65,9 @@ class Listening:
     def raw(self) -> socket.socket:
         return socket.create_connection((self.address.host, self.address.port), timeout=5)
 
-    def root(self) -> Channel:
+    def root(self, token: bytes = TOKEN) -> Channel:
         channel = open_channel(self.address, "the worker", self.key, 5.0)
-        channel.send(RootHello("0.1.0", TOKEN, ()))
+        channel.send(RootHello("0.1.0", token, ()))
         return channel
 
     def serves(self) -> bool:
@@ -169,9 +169,10 @@ def test_strangers_who_say_nothing_keep_nobody_out(worker: Listening) -> None:
 def test_a_second_root_is_told_that_the_worker_is_busy(worker: Listening) -> None:
     first = worker.root()
     first.receive(NodeReport)
-    second = worker.root()
     with pytest.raises(RemoteFailureError, match="busy: it works for the root at 127"):
-        second.receive(NodeReport)
+        worker.root(b"another root's token of 32 bytes").receive(NodeReport)
+    with pytest.raises(RemoteFailureError, match="takes part already, under another name or address"):
+        worker.root().receive(NodeReport)
     first.send(Ping(b"", 3))
     assert first.receive(Pong) == Pong(bytes(3))
     first.close()
