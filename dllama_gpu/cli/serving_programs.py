@@ -13,6 +13,7 @@ from dllama_gpu.cli.cluster_options import AUTO
 from dllama_gpu.cli.device_choice import free_memory
 from dllama_gpu.cli.display import note, progress
 from dllama_gpu.cli.loading import make_device
+from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.loading import build_graph
 from dllama_gpu.engine.rejoin import Rejoin, ReturnWatch
 from dllama_gpu.errors import DllamaError
@@ -29,6 +30,11 @@ from dllama_gpu.net.cluster import ROOT, Cluster
 from dllama_gpu.net.key import read_key
 from dllama_gpu.net.messages import printable
 from dllama_gpu.net.store import default_folder
+
+GRACE_SECONDS = 5.0
+"""How long workers that were just lost are waited for before it goes on without them."""
+LOOK_SECONDS = 15.0
+"""How often is looked for workers that are missing."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ class ClusterPrograms:
         self._addresses: list[str] = []
         self._shares: dict[str, NodeShare] = {}
         self.nodes: tuple[NodeShare, ...] = ()
-        self._rejoin = Rejoin(self._connect_again, self._load_again)
-        self._watch = ReturnWatch(self._is_back)
+        self._rejoin = Rejoin(self._connect_again, self._load_again, grace_seconds=GRACE_SECONDS)
+        self._watch = ReturnWatch(self._is_back, every_seconds=LOOK_SECONDS)
 
     def first(self) -> Program:
         """Connects, measures, plans and loads, and writes what a person wants to know of it to standard error.
@@ -120,7 +126,8 @@ class ClusterPrograms:
             self._cluster.close()
             self._cluster = None
             gc.collect()  # the lost program's memory is needed for the next one
-            self.device = make_device(self._options, self._program)  # it may be this node's own that was lost
+            if not isinstance(self.device, CpuDevice):  # it may be this node's own GPU that was lost
+                self.device = make_device(self._options, self._program)
         program = self._rejoin(attempt)
         missing = self._rejoin.missing
         self.nodes += tuple(replace(self._shares[name], is_lost=True) for name in missing if name in self._shares)

@@ -11,7 +11,8 @@ from dllama_gpu.graph.batch import Program
 
 _log = logging.getLogger(__name__)
 _FIRST_DELAY = 0.25
-_LONGEST_DELAY = 5.0
+_DELAY = 1.0
+_LATE_ATTEMPT, _LATE_DELAY = 60, 5.0
 
 Rebuild = Callable[[int], Program]
 """Builds a program like the one that was lost, or raises DllamaError; told the number of the attempt, from 0 on."""
@@ -52,5 +53,7 @@ class Recovery:
 
 
 def delay_before(attempt: int) -> float:
-    """Seconds to wait before an attempt: twice as many each time, up to a few."""
-    return 0.0 if attempt == 0 else min(_FIRST_DELAY * 2.0 ** min(attempt - 1, 10), _LONGEST_DELAY)
+    """Seconds to wait before an attempt: short at first, then a second, and a few when it has long been in vain."""
+    if attempt == 0:
+        return 0.0
+    return _LATE_DELAY if attempt >= _LATE_ATTEMPT else min(_FIRST_DELAY * attempt, _DELAY)

@@ -12,8 +12,6 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Program
 
 _log = logging.getLogger(__name__)
-GRACE_SECONDS = 5.0
-_LOOK_SECONDS = 15.0
 
 
 class Connected(Protocol):
@@ -40,7 +38,7 @@ class Rejoin(Generic[_Connected]):
         connect: Callable[[], tuple[_Connected, Mapping[str, str]]],
         load: Callable[[_Connected], Program],
         *,
-        grace_seconds: float = GRACE_SECONDS,
+        grace_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
@@ -73,7 +71,7 @@ class Rejoin(Generic[_Connected]):
 class ReturnWatch:
     """Looks now and then, in a thread of its own, whether one of the nodes that are missing is there again."""
 
-    def __init__(self, is_back: Callable[[str], bool], *, every_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(self, is_back: Callable[[str], bool], *, every_seconds: float) -> None:
         self._is_back = is_back
         self._every_seconds = every_seconds
         self._missing: Sequence[str] = ()

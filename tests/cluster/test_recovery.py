@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dllama_gpu.cli import serving_programs
 from dllama_gpu.cli.arguments import Parser, add_device_arguments, add_model_arguments
 from dllama_gpu.cli.cluster_options import add_cluster_arguments
 from dllama_gpu.cli.engine_options import add_engine_arguments
@@ -82,6 +83,18 @@ class Workers:
                 worker.stop()
 
 
+@pytest.fixture(autouse=True)
+def _waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests starts a worker as slowly as it likes."""
+    monkeypatch.setattr(serving_programs, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(serving_programs, "LOOK_SECONDS", 1.0)
+
+
+@pytest.fixture
+def waits_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_programs, "GRACE_SECONDS", 0.5)
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as things:
@@ -140,9 +153,8 @@ class Client:
         return self.tokens
 
 
-@pytest.mark.parametrize("comes_back", [True, False], ids=["comes back", "stays away"])
-def test_requests_go_on_after_a_worker_was_killed(
-    files: tuple[Path, Path], tmp_path: Path, stack: ExitStack, comes_back: bool
+def test_requests_wait_for_a_worker_that_was_killed_and_comes_back(
+    files: tuple[Path, Path], tmp_path: Path, stack: ExitStack
 ) -> None:
     workers = Workers(tmp_path, 2)
     stack.callback(workers.stop)
@@ -151,20 +163,31 @@ def test_requests_go_on_after_a_worker_was_killed(
     clients = [Client(serving, prompt) for prompt in prompts(6)]
     clients[0].await_tokens(30)
     workers.kill(0)
-    if comes_back:
-        workers.restart(0)
+    workers.restart(0)
     assert [client.text() for client in clients] == expected
     assert serving.engine.statistics().n_recoveries == 1
-    lost = [node.name for node in serving.nodes() if node.is_lost]
-    assert lost == ([] if comes_back else [workers.addresses[0]])
-    if not comes_back:
-        workers.restart(0)
-        wait_until(lambda: not any(node.is_lost for node in serving.nodes()), "the worker to be used again")
-        assert Client(serving, prompts(1)[0]).text() == expected[0]
+    assert not any(node.is_lost for node in serving.nodes())
+
+
+def test_requests_go_on_without_a_worker_that_stays_away_and_later_ones_with_it(
+    files: tuple[Path, Path], tmp_path: Path, stack: ExitStack, waits_little: None
+) -> None:
+    workers = Workers(tmp_path, 2)
+    stack.callback(workers.stop)
+    model, serving = serve(stack, files, workers)
+    expected = [alone(model, prompt) for prompt in prompts(6)]
+    clients = [Client(serving, prompt) for prompt in prompts(6)]
+    clients[0].await_tokens(30)
+    workers.kill(0)
+    assert [client.text() for client in clients] == expected
+    assert [node.name for node in serving.nodes() if node.is_lost] == [workers.addresses[0]]
+    workers.restart(0)
+    wait_until(lambda: not any(node.is_lost for node in serving.nodes()), "the worker to be used again")
+    assert Client(serving, prompts(1)[0]).text() == expected[0]
 
 
 def test_when_all_workers_are_gone_the_root_goes_on_alone(
-    files: tuple[Path, Path], tmp_path: Path, stack: ExitStack
+    files: tuple[Path, Path], tmp_path: Path, stack: ExitStack, waits_little: None
 ) -> None:
     workers = Workers(tmp_path, 2)
     stack.callback(workers.stop)
