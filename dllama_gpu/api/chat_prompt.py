@@ -41,6 +41,8 @@ def encode_messages(
         described = _without_tools(described, tools)
     elif tools:
         known["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+        if "xml_tools" in template.source:  # SmolLM3's name for them
+            known.setdefault("xml_tools", known["tools"])
     try:
         return encode_chat(template, tokenizer, described, variables=known)
     except DllamaError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -18,9 +19,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dllama_gpu.api.submission import ActiveSubmissions
 
+_log = logging.getLogger("dllama_gpu.api")
 _HEADER_SECONDS = 20.0
 _KEEP_ALIVE_SECONDS = 75
 _CLOSE_SECONDS = 3
+_CONNECTIONS = 16384
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -68,9 +71,15 @@ class ApiServer(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal comes."""
+        _allow_many_connections()
+        super().run(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets what runs come to an end, or ends it."""
         self._active.refuse_new()
+        _log.info("ending", extra={"fields": {"running": len(self._active), "seconds": self._drain_seconds}})
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_seconds
         while len(self._active) and not self.force_exit and loop.time() < deadline:
@@ -108,3 +117,14 @@ class _PatientProtocol(H11Protocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _allow_many_connections() -> None:
+    """Each client takes a file descriptor, of which programs on Unix get few unless they ask for more."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, _CONNECTIONS)
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

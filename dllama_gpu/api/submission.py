@@ -56,7 +56,7 @@ class Submission:
         if isinstance(item, ApiError):
             raise item
         if isinstance(item[1], FailedEvent):
-            raise unavailable(str(item[1].error))
+            raise _failure(item[1].error)
         return item
 
     def end(self, error: ApiError) -> None:
@@ -126,7 +126,13 @@ def refusal(error: DllamaError, prompt_field: str) -> ApiError:
         wait = max(1, math.ceil(error.retry_after_seconds))
         return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
     if isinstance(error, EngineUnavailableError):
-        return unavailable(message, retry_after=max(1, math.ceil(error.retry_after_seconds)))
+        return _failure(error)
     if isinstance(error, PromptTooLongError):
         return ApiError(400, message, param=prompt_field, code="context_length_exceeded")
     return ApiError(400, message, code="invalid_value")
+
+
+def _failure(error: DllamaError) -> ApiError:
+    """The answer for a request that the engine could not finish or cannot take now."""
+    wait = max(1, math.ceil(error.retry_after_seconds)) if isinstance(error, EngineUnavailableError) else None
+    return unavailable(str(error), retry_after=wait)

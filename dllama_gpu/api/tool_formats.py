@@ -6,7 +6,7 @@ llama3 `{"name": …, "parameters": {…}}` is the whole answer         Llama 3.
 mistral `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`             Mistral 7B v0.3, Nemo, Mixtral
 ====== ============================================================ ===========================================
 
-A model whose chat template knows no tools is told of them in a system message, in the form of Hermes.
+A model whose chat template knows no tools, or another form, is told of them in a system message, in the form of Hermes.
 
 Sources: the chat templates of these models; Llama's "Tool calling (JSON based)" documentation.
 """
@@ -14,6 +14,7 @@ Sources: the chat templates of these models; Llama's "Tool calling (JSON based)"
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from enum import Enum
 
@@ -24,6 +25,7 @@ from dllama_gpu.tokenizer.tokenizer import Tokenizer
 MAX_PARALLEL_CALLS = 8
 HERMES_BEGIN, HERMES_END = "<tool_call>", "</tool_call>"
 LLAMA3_BEGIN = "<|python_tag|>"
+_XML_CALL = re.compile("<function=|<arg_key>|<parameter=")
 MISTRAL_BEGIN = "[TOOL_CALLS]"
 
 
@@ -46,14 +48,15 @@ class ToolFormat(Enum):
 
 
 def detect_tool_format(template: str | None) -> ToolFormat | None:
-    """The format that a chat template tells its model to use; None when it knows no tools."""
+    """The format that a chat template tells its model to use; None when it knows no tools, or another format."""
     if template is None or "tools" not in template:
         return None
     if MISTRAL_BEGIN in template:
-        return ToolFormat.MISTRAL
-    if HERMES_BEGIN in template:
-        return ToolFormat.HERMES
-    return ToolFormat.LLAMA3 if "parameters" in template or LLAMA3_BEGIN in template else None
+        return None if "[ARGS]" in template else ToolFormat.MISTRAL  # newer ones write a name and no list
+    if HERMES_BEGIN in template:  # others put XML between the same tags
+        return ToolFormat.HERMES if "arguments" in template and not _XML_CALL.search(template) else None
+    is_llama = LLAMA3_BEGIN in template or "<|start_header_id|>" in template
+    return ToolFormat.LLAMA3 if is_llama and "parameters" in template else None
 
 
 def call_grammar(

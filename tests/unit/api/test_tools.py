@@ -107,9 +107,13 @@ def test_ids_of_calls_differ_and_are_what_mistrals_template_takes():
     [
         (None, None),
         ("{{ messages }}", None),
-        ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES),
-        ('{% if tools %}{"name": x, "parameters": y}{% endif %}', ToolFormat.LLAMA3),
+        ('{% if tools %}<tool_call>{"name": x, "arguments": y}{% endif %}', ToolFormat.HERMES),
+        ("{% if tools %}<tool_call>{{ c.arguments }}<arg_key>{% endif %}", None),
+        ("{% if tools %}<tool_call><function=f><parameter=a>{{ c.arguments }}{% endif %}", None),
+        ('<|start_header_id|>{% if tools %}{"name": x, "parameters": y}{% endif %}', ToolFormat.LLAMA3),
+        ("<｜tool▁calls▁begin｜>{% if tools %}{{ t.parameters }}{% endif %}", None),
         ("{% if tools %}[AVAILABLE_TOOLS] [TOOL_CALLS]{% endif %}", ToolFormat.MISTRAL),
+        ("{% if tools %}[AVAILABLE_TOOLS] [TOOL_CALLS]f[ARGS]{% endif %}", None),
     ],
 )
 def test_the_template_tells_the_family(template: str | None, tool_format: ToolFormat | None):
@@ -175,7 +179,7 @@ def test_a_template_without_tools_gets_them_in_the_system_message(api: Running, 
 
 def test_a_template_with_tools_gets_them_as_they_are(serve: Serve, tokenizer: Tokenizer):
     source = (
-        "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call>{% endif %}"
+        "{% if xml_tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call>{% endif %}"
         "{% for m in messages %}[{{ m.role }}:{{ m.content }}"
         "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.a }}){% endfor %}]{% endfor %}"
         "{% if extra %}{{ extra }}{% endif %}"
