@@ -15,6 +15,8 @@ from dllama_gpu.api.errors import ApiError
 from dllama_gpu.api.json_text import JsonResponse
 
 _OPEN_PATHS = ("/", "/health")
+_DISCARD_BYTES = 128 << 20
+_DISCARD_SECONDS = 5.0
 _OPEN_FOLDER = "/static/"
 # RFC 6761, RFC 6762, RFC 8375, and what ICANN has promised never to give away or routers commonly use.
 _PRIVATE_ENDS = (".localhost", ".local", ".home.arpa", ".internal", ".lan", ".home", ".localdomain", ".test")
@@ -115,7 +117,7 @@ class BodyGuard:
             messages = await asyncio.wait_for(self._read(receive), self._seconds)
         except asyncio.TimeoutError:
             error = ApiError(408, f"the body was not complete after {self._seconds:g} seconds", code="body_timeout")
-            await _answer(error, scope, receive, send)
+            await _answer(error, scope, receive, send, discard=False)
             return
         except ApiError as error:
             await _answer(error, scope, receive, send)
@@ -149,7 +151,22 @@ class BodyGuard:
         )
 
 
-async def _answer(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    # What the client still sends is not read, so the connection cannot be used again.
+async def _answer(error: ApiError, scope: Scope, receive: Receive, send: Send, *, discard: bool = True) -> None:
+    """Refuses a request whose body was not read, and ends the connection.
+
+    A client that still sends would be cut off and never see the answer, so for a while it is let send into the void.
+    """
+    if discard:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
     headers = {**error.headers, "Connection": "close"}
     await JsonResponse(error.body(), status_code=error.status, headers=headers)(scope, receive, send)
+
+
+async def _discard(receive: Receive) -> None:
+    size = 0
+    while size < _DISCARD_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):  # the end of the body, or of the connection
+            return

@@ -89,10 +89,11 @@ def test_a_chunked_body_is_read(api: Running):
     assert api.client.post("/v1/chat/completions", content=parts(), headers=headers).status_code == 200
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(serve: Serve):
+def test_a_body_that_is_too_large_is_refused_without_being_kept(serve: Serve):
     with serve(max_body_bytes=1000) as api:
         headers = {"Content-Type": "application/json"}
-        for content in (b"x" * 1001, iter([b"x" * 600, b"x" * 600])):
+        # The last one is still being sent when it is refused, and its sender must learn why all the same.
+        for content in (b"x" * 1001, iter([b"x" * 600, b"x" * 600]), b"x" * (20 << 20)):
             response = api.client.post("/v1/completions", content=content, headers=headers)
             assert response.status_code == 413
             assert "1000 bytes" in response.json()["error"]["message"]
@@ -148,6 +149,8 @@ def test_without_a_key_only_the_page_and_health_are_open(serve: Serve):
                 assert response.status_code == 401
                 assert response.json()["error"]["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
+        large = api.client.post("/v1/completions", content=b"x" * (20 << 20))
+        assert large.status_code == 401
         assert api.client.get("/health").status_code == 200
         for key in ("one", "two"):
             assert api.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
