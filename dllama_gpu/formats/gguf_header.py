@@ -57,6 +57,8 @@ class GgufTensor:
     ggml_type: GGMLQuantizationType
     offset: int
     n_bytes: int
+    part: int = 0
+    """Which file of a split model it is in, from 0."""
 
     @property
     def n_elements(self) -> int:

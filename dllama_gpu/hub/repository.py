@@ -22,7 +22,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SELECTION = ".selection.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -110,23 +110,17 @@ def _choose(name: HubName, files: Sequence[str]) -> tuple[list[str], str | None,
     if name.file is not None:
         if name.file not in files:
             raise DllamaError(f"{name.repository} has no file {name.file}{_others(ggufs)}")
-        _refuse_split(name.repository, name.file)
-        return [name.file], name.file, None
+        parts = _parts(name.repository, name.file, files)
+        return parts, parts[0], None
     shards = [file for file in files if file in (_SINGLE, _INDEX) or _SHARD.fullmatch(file)]
     if "config.json" in files and (_SINGLE in shards or _INDEX in shards):
         weights = [file for file in shards if file == _SINGLE] if _INDEX not in shards else shards
         return [*(file for file in _SMALL_FILES if file in files), *weights], None, None
-    whole = [file for file in ggufs if not _SPLIT_GGUF.search(file) and "mmproj" not in file.lower()]
-    if whole:
-        best = min(whole, key=_preference)
-        remark = (
-            f"{best} of {len(whole)} GGUF files; {PREFIX}{name.repository}:FILE takes another one"
-            if whole[1:]
-            else None
-        )
-        return [best], best, remark
-    if ggufs:
-        _refuse_split(name.repository, ggufs[0])
+    models = [file for file in ggufs if "mmproj" not in file.lower() and _is_first(file)]
+    if models:
+        best = min(models, key=_preference)
+        others = f"{best} of {len(models)} models in GGUF; {PREFIX}{name.repository}:FILE takes another one"
+        return _parts(name.repository, best, files), best, others if models[1:] else None
     raise DllamaError(
         f"{name.repository} has neither safetensors with a config.json nor GGUF files; choose another one"
     )
@@ -134,16 +128,28 @@ def _choose(name: HubName, files: Sequence[str]) -> tuple[list[str], str | None,
 
 def _preference(file: str) -> tuple[int, str]:
     upper = file.upper()
-    ranks = [rank for rank, kind in enumerate(_GGUF_ORDER) if re.search(rf"[-_.]{kind}(?=[-_.])", upper)]
+    ranks = [rank for rank, kind in enumerate(_GGUF_ORDER) if re.search(rf"[-_./]{kind}(?=[-_./])", upper)]
     return (ranks[0] if ranks else len(_GGUF_ORDER), file)
 
 
-def _refuse_split(repository: str, file: str) -> None:
-    if _SPLIT_GGUF.search(file):
+def _is_first(file: str) -> bool:
+    split = _SPLIT.search(file)
+    return split is None or int(split[1]) == 1
+
+
+def _parts(repository: str, file: str, files: Sequence[str]) -> list[str]:
+    """All parts of a model that is split, in order; the file alone where it is not."""
+    split = _SPLIT.search(file)
+    if split is None:
+        return [file]
+    stem, count = file[: split.start()], int(split[2])
+    parts = [f"{stem}-{number:05}-of-{split[2]}{file[split.end() - 5 :]}" for number in range(1, count + 1)]
+    missing = sorted(set(parts) - set(files))
+    if missing or not parts:
         raise DllamaError(
-            f"{repository}: {file} is one of several parts of a split GGUF file, which cannot be read; choose one in a "
-            "single file, or the safetensors of the original"
+            f"{repository} has no file {(missing or [file])[0]}, one of {count} parts; choose another model"
         )
+    return parts
 
 
 def _others(ggufs: Sequence[str]) -> str:

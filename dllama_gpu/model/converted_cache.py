@@ -22,6 +22,7 @@ import numpy.typing as npt
 import platformdirs
 
 import dllama_gpu
+from dllama_gpu.model.files import file_states
 from dllama_gpu.model.source import ModelSource, TensorInfo
 from dllama_gpu.model.spec import ModelSpec
 
@@ -152,11 +153,8 @@ def _digest(blocks: Bytes) -> bytes:
 
 
 def _model_key(source: ModelSource) -> str:
-    paths = sorted(source.path.iterdir()) if source.path.is_dir() else [source.path]
-    files = [(path.name, path.stat()) for path in paths if path.is_file()]
-    described = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
     types = sorted({(name, info.float_type.value) for name, info in source.tensors.items()})
-    text = repr((dllama_gpu.__version__, str(source.path.absolute()), described, types))
+    text = repr((dllama_gpu.__version__, str(source.path.absolute()), file_states(source.path), types))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 

@@ -14,8 +14,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize as dequantize_ggml
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.formats.gguf_header import GgufTensor, MetadataValue, read_gguf_header
-from dllama_gpu.formats.mapped_file import MappedFile
+from dllama_gpu.formats.gguf_header import GgufTensor, MetadataValue
+from dllama_gpu.formats.gguf_parts import GgufParts
 from dllama_gpu.model.codecs import dequantize, quantize, row_chunks
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_names import ROPE_DIVISORS, canonical_tensors, stored_name
@@ -36,7 +36,7 @@ _KEPT_TYPES = {
 
 
 class GgufFile:
-    """A memory-mapped GGUF file; a `ModelSource`.
+    """A memory-mapped GGUF file, or several of a split model by the path of any of them; a `ModelSource`.
 
     Matrices of the types F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are views of the file; other types are converted to Q80 at
     each `read`. Vectors are always F32.
@@ -46,9 +46,9 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = MappedFile(path)
+        self._parts = GgufParts(path)
         try:
-            header = read_gguf_header(self._file)
+            header = self._parts.header
             self.metadata: Mapping[str, MetadataValue] = MappingProxyType(header.metadata)
             fields = Metadata(path, header.metadata)
             divisors = header.tensors.get(ROPE_DIVISORS)
@@ -57,13 +57,13 @@ class GgufFile:
             self._spec = spec_from_metadata(fields, self._tensors, None if divisors is None else self._floats(divisors))
             _check_tensors(path, self._spec, self._tensors)
         except DllamaError:
-            self._file.close()
+            self._parts.close()
             raise
 
     @property
     def path(self) -> Path:
-        """The file, for messages."""
-        return self._file.path
+        """The file, the first of several, for messages."""
+        return self._parts.path
 
     @property
     def spec(self) -> ModelSpec:
@@ -93,7 +93,7 @@ class GgufFile:
         """One tensor's blocks as uint8 [n_rows, row_bytes]: a view, or a converted copy. Raises KeyError if unknown."""
         info = self._tensors[name]
         tensor = self._stored[name]
-        raw = self._file.view(tensor.offset, tensor.n_bytes).reshape(info.n_rows, -1)
+        raw = self._parts.view(tensor).reshape(info.n_rows, -1)
         if _KEPT_TYPES.get(tensor.ggml_type) is info.float_type:
             return raw
         converted = np.empty((info.n_rows, info.row_bytes), dtype=np.uint8)
@@ -111,15 +111,15 @@ class GgufFile:
 
     def release(self, name: str) -> None:
         """Tells the operating system that this tensor's mapped pages are not needed for now."""
-        self._file.release(self._stored[name].offset, self._stored[name].n_bytes)
+        self._parts.release(self._stored[name])
 
     def close(self) -> None:
         """Unmaps the file; arrays returned by `read` must not be used afterwards."""
-        self._file.close()
+        self._parts.close()
 
     def _floats(self, tensor: GgufTensor) -> npt.NDArray[np.float32]:
         """A small tensor outside the model's own ones as float32 of its shape."""
-        raw = self._file.view(tensor.offset, tensor.n_bytes).reshape(1, -1)
+        raw = self._parts.view(tensor).reshape(1, -1)
         _check_readable(self.path, tensor)
         return _to_float32(raw, tensor.ggml_type).reshape(tensor.shape)
 

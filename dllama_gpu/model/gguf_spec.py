@@ -181,12 +181,6 @@ def _extras(metadata: Metadata, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _refuse_features(metadata: Metadata) -> None:
-    n_files = metadata.fields.get("split.count", 0)
-    if isinstance(n_files, int) and n_files > 1:
-        raise DllamaError(
-            f"{metadata.path} is one of {n_files} parts of a split model; join them first with "
-            "`llama-gguf-split --merge`, or get the model in one file"
-        )
     for name, (neutral, feature) in _REFUSED_FEATURES.items():
         if name == "attention.sliding_window" and metadata.architecture is Architecture.GEMMA3:
             continue

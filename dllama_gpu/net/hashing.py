@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 import dllama_gpu
+from dllama_gpu.model.files import file_states
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.slices import WeightSlice, read_slice
 from dllama_gpu.net.store import new_digest
@@ -77,9 +78,7 @@ def _file_of(folder: Path, model: Path) -> Path:
 
 
 def _load(file: Path | None, model: Path) -> _Remembered:
-    paths = sorted(model.iterdir()) if model.is_dir() else [model]
-    status = [(path.name, path.stat()) for path in paths if path.is_file()]
-    fresh = _Remembered(dllama_gpu.__version__, [(name, one.st_size, one.st_mtime_ns) for name, one in status], {})
+    fresh = _Remembered(dllama_gpu.__version__, file_states(model), {})
     if file is None:
         return fresh
     try:

@@ -20,6 +20,7 @@ from tests.unit.tokenizer.library_tokenizers import write_tokenizer_folder
 
 _INDEX = "model.safetensors.index.json"
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+_PARTS = ["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"]
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -91,6 +92,8 @@ def test_names_that_are_none_are_refused(text: str) -> None:
         ),
         (["a.Q8_0.gguf", "a.Q4_K_M.gguf", "a.Q4_0.gguf"], None, ["a.Q4_0.gguf"], "a.Q4_0.gguf"),
         (["a-q4_k_m.gguf", "a-f16.gguf", "mmproj-a-q8_0.gguf"], None, ["a-q4_k_m.gguf"], "a-q4_k_m.gguf"),
+        (["a-Q8_0-00002-of-00002.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q6_K.gguf"], None, _PARTS, _PARTS[0]),
+        ([*_PARTS, "a-Q4_0.gguf"], _PARTS[1], _PARTS, _PARTS[0]),
         (["a.gguf", "b/c.Q6_K.gguf"], "b/c.Q6_K.gguf", ["b/c.Q6_K.gguf"], "b/c.Q6_K.gguf"),
         (["../../evil.gguf", "/abs.gguf", "a\\b.gguf", 3, "ok.gguf"], None, ["ok.gguf"], "ok.gguf"),
     ],
@@ -107,7 +110,9 @@ def test_files_are_chosen(
     ("answer", "name", "message"),
     [
         (listing(["README.md"]), None, "neither safetensors with a config.json nor GGUF files"),
-        (listing(["a-00001-of-00002.gguf"]), None, "one of several parts of a split GGUF file"),
+        (listing(["a-00001-of-00002.gguf"]), None, r"no file a-00002-of-00002\.gguf, one of 2 parts"),
+        (listing(["a-99999-of-99999.gguf"]), "a-99999-of-99999.gguf", r"no file a-00001-of-99999\.gguf"),
+        (listing(["a-00000-of-00000.gguf"]), "a-00000-of-00000.gguf", "one of 0 parts"),
         (listing(["a.gguf"]), "b.gguf", r"has no file b\.gguf; it has a\.gguf"),
         (b"<html>", None, "something that is no JSON"),
         ([1], None, "does not say which files"),
