@@ -68,12 +68,14 @@ def environment_of(root: Path, variables: Mapping[str, str] = os.environ) -> Env
 
 
 def fingerprint(root: Path) -> str:
-    """A hash of everything that the installed package depends on, apart from Python files, which are used in place."""
+    """A hash of what the installed package depends on, apart from Python files, which are used in place."""
     paths = [root / name for name in ("pyproject.toml", "CMakeLists.txt", "dllama_gpu/__init__.py")]
     for pattern in ("cmake/*", "dllama_gpu/**/native/**/*", "shaders/*"):
         paths += sorted(path for path in root.glob(pattern) if path.is_file())
     paths += [Path(__file__)]
     digest = hashlib.sha256(str(root).encode())
+    # Installed later, they are reason enough to build again.
+    digest.update(b"without GPUs" if system_packages.missing_for_gpus() else b"with GPUs")
     for path in paths:
         digest.update(f"\0{path.name}\0".encode())
         digest.update(path.read_bytes())

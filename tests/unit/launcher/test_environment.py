@@ -124,6 +124,16 @@ def test_missing_headers_of_vulkan_are_no_obstacle(
     assert "GPUs will not be used. nobody may install here" in screen.getvalue()
 
 
+def test_headers_that_came_later_are_built_with(
+    finished: Environment, console: Console, installs: list[frozenset[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = not environment_module.system_packages.missing_for_gpus()
+    needs = [environment_module.system_packages.Need("Vulkan's headers", "libvulkan-dev")] if there else []
+    monkeypatch.setattr(environment_module.system_packages, "missing_for_gpus", lambda: needs)
+    ensure_installed(finished, (), console)
+    assert len(installs) == 1
+
+
 def test_a_new_native_source_is_built(finished: Environment, console: Console, installs: list[frozenset[str]]) -> None:
     (finished.root / "dllama_gpu" / "cpu" / "native" / "more.hpp").write_text("")
     ensure_installed(finished, (), console)
