@@ -126,11 +126,15 @@ def gated_matvec(tuning: Tuning, batch_rows: int) -> MatvecShape:
     return MatvecShape(workgroup, team, rows)
 
 
-def tile(tuning: Tuning, dot: bool, batch_rows: int) -> TileShape:
-    """A matmul's tile; 64 weight rows, which are a block of 32 numbers behind a gate."""
+def tile(tuning: Tuning, dot: bool, n_rows: int, batch_rows: int) -> TileShape:
+    """A matmul's tile; 64 weight rows, which are a block of 32 numbers behind a gate.
+
+    Where that leaves a device with little to do, twice the lanes compute half as much each.
+    """
     batch = 16 if batch_rows <= 16 else 64 if dot and batch_rows > 32 else 32
-    lane_rows, lane_batch = 8, 4
-    return TileShape(64, batch, lane_rows, lane_batch)
+    large, small = TileShape(64, batch, 8, 4), TileShape(64, batch, 4, 4)
+    n_lanes = -(-n_rows // 64) * -(-batch_rows // batch) * large.workgroup
+    return small if n_lanes < tuning.busy_lanes and small.workgroup <= tuning.limits.max_invocations else large
 
 
 def attention_heads(tuning: Tuning, group: int, head_units: int, lanes: int) -> int:

@@ -62,8 +62,9 @@ class Setting:
 
 SETTINGS = [
     Setting("base", Tier.BASE, for_device(WIDE, Tier.BASE)),
-    Setting("subgroup", Tier.SUBGROUP, for_device(WIDE, Tier.SUBGROUP)),
-    Setting("dot", Tier.DOT, for_device(SMALL, Tier.DOT)),
+    # A device that is busy with little: short teams, large tiles; in between, tiles of both sizes.
+    Setting("subgroup", Tier.SUBGROUP, replace(for_device(WIDE, Tier.SUBGROUP), busy_lanes=0)),
+    Setting("dot", Tier.DOT, replace(for_device(SMALL, Tier.DOT), busy_lanes=300)),
     Setting("dot-processor", Tier.DOT, on_processor(Tier.DOT)),
 ]
 

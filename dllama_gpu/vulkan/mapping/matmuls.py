@@ -61,7 +61,7 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
                 long_grid(-(-shard.n_rows // 64), n_rows // together),
             )
         else:
-            tile = tune.tile(tuning, dot, n_rows)
+            tile = tune.tile(tuning, dot, shard.n_rows, n_rows)
             yield Dispatch(
                 "gated_matmul_dot" if dot else "gated_matmul",
                 (*_tile_constants(tile, type), mode, int(rows is Rows.LOGITS), is_gelu),
@@ -160,7 +160,7 @@ def _multiply(
                 long_grid(-(-shard.n_rows // (shape.workgroup // shape.team * shape.rows)), n_rows // together),
             )
         else:
-            tile = tune.tile(tuning, dot, n_rows)
+            tile = tune.tile(tuning, dot, shard.n_rows, n_rows)
             yield Dispatch(
                 "matmul_dot" if dot else "matmul",
                 (*_tile_constants(tile, type), OUT_F32, int(rows is Rows.LOGITS), 0),
