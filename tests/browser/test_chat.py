@@ -147,6 +147,17 @@ def test_an_answer_and_its_code_can_be_copied(open_page: OpenPage, behaviour: Be
     assert page.evaluate("navigator.clipboard.readText()") == "print('<b>')\n"
 
 
+def test_copying_works_where_a_plain_connection_gives_no_clipboard(page: Page) -> None:
+    ask(page, "Hello")
+    finished(page)
+    page.evaluate("void Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.locator(".message.assistant [data-action=copy]").click()
+    expect(page.locator("#status")).to_have_text("Copied.")
+    page.focus("#composer-text")
+    page.keyboard.press("Control+V")
+    expect(page.locator("#composer-text")).to_have_value("You said: Hello")
+
+
 def test_conversations_survive_a_reload_and_can_be_left_and_deleted(open_page: OpenPage) -> None:
     page = open_page()
     ask(page, "first conversation")
@@ -173,6 +184,20 @@ def test_conversations_survive_a_reload_and_can_be_left_and_deleted(open_page: O
     expect(page.locator("#welcome")).to_be_visible()
     page.reload()
     expect(names).to_have_text(["first conversation"])
+
+
+def test_a_conversation_can_be_renamed(page: Page) -> None:
+    expect(page.locator("#rename")).to_be_hidden()
+    ask(page, "Hello")
+    finished(page)
+    for key, name in (("Escape", "Hello"), ("Enter", "<b>Physics</b>")):
+        page.click("#rename")
+        page.fill("#rename-input", "<b>Physics</b>")
+        page.press("#rename-input", key)
+        expect(page.locator("#chat-title")).to_have_text(name)
+        expect(page.locator("#conversations .open")).to_have_text([name])
+    page.reload()
+    expect(page.locator("#chat-title")).to_have_text("<b>Physics</b>")
 
 
 def test_a_conversation_deleted_while_it_is_answered_stays_deleted(page: Page, behaviour: Behaviour) -> None:
@@ -218,7 +243,8 @@ def test_parameters_are_sent_and_kept(page: Page, behaviour: Behaviour) -> None:
         "stop": "END\n\nSTOP",
     }.items():
         page.fill(f'#settings [name="{name}"]', value)
-    page.get_by_role("button", name="Save", exact=True).click()
+    page.press('#settings [name="seed"]', "Enter")
+    expect(page.locator("#settings")).to_be_hidden()
     page.reload()
     ask(page, "Hello")
     finished(page)
@@ -261,7 +287,7 @@ def test_a_server_with_a_key_asks_for_it_and_the_browser_keeps_it(page: Page, be
         expect(dialog).to_be_visible()
         expect(page.locator("#key-input")).to_have_value("")
         page.fill("#key-input", key)
-        dialog.get_by_role("button", name="Go on").click()
+        page.press("#key-input", "Enter")
     finished(page)
     assert answers(page) == ["You said: Hello"]
     expect(page.locator("#model-name")).to_have_text("tiny-model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -183,3 +184,14 @@ def test_other_refusals_of_the_system_keep_their_words() -> None:
     assert (
         explain_os_error(OSError(errno.EIO, "Input/output error", "f")) == "The system refused f: Input/output error."
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="packages are installed on Linux alone")
+@pytest.mark.parametrize(("system", "is_wanted"), [("debian", True), ("ubuntu", False)])
+def test_the_browser_of_the_tests_comes_from_debian_itself(
+    monkeypatch: pytest.MonkeyPatch, system: str, is_wanted: bool
+) -> None:
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": system})
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    packages = [need.debian_package for need in system_packages.missing_for_tests()]
+    assert ("chromium" in packages) is is_wanted

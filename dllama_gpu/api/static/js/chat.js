@@ -54,6 +54,14 @@ export class Chat {
     document.title = isEmpty ? "dllama-gpu" : `${this.conversation.title} · dllama-gpu`;
     $("welcome").hidden = !isEmpty;
     $("download").hidden = isEmpty;
+    $("rename").hidden = isEmpty;
+  }
+
+  rename(title) {
+    this.conversation.title = title;
+    store.saveConversation(this.conversation);
+    this.retitle();
+    this.hooks.changed();
   }
 
   save() {

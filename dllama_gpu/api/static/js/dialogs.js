@@ -33,7 +33,11 @@ function fill(fields, settings) {
   for (const name of NUMBERS) fields[name].value = name in settings ? String(settings[name]) : "";
 }
 
-export function setUpSettings() {
+export function setUpDialogs() {
+  // No submit buttons: Enter in a field presses the first of those.
+  for (const button of document.querySelectorAll("[data-closes]")) {
+    button.addEventListener("click", () => button.closest("dialog").close("cancel"));
+  }
   $("settings-defaults").addEventListener("click", () => fill($("settings-form").elements, { system: "", stop: [] }));
 }
 
@@ -46,6 +50,15 @@ export async function askForKey(problem) {
   if ((await answer) !== "save" || !$("key-input").value.trim()) return false;
   setApiKey($("key-input").value.trim());
   return true;
+}
+
+/** Asks for another name; resolves with null where it stays as it is. */
+export async function askForName(name) {
+  const field = $("rename-input");
+  field.value = name;
+  const answer = shown($("rename-dialog"));
+  field.select();
+  return (await answer) === "save" && field.value.trim() ? field.value.trim() : null;
 }
 
 export async function confirmed(question) {

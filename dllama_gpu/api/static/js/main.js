@@ -3,7 +3,7 @@
 import { Chat } from "./chat.js";
 import { ApiError, listModels } from "./client.js";
 import { ClusterPage } from "./cluster.js";
-import { askForKey, changeSettings, confirmed, setUpSettings } from "./dialogs.js";
+import { askForKey, askForName, changeSettings, confirmed, setUpDialogs } from "./dialogs.js";
 import { fitHeight, sends } from "./message_view.js";
 import { drawConversations, setUpDrawer } from "./sidebar.js";
 import * as store from "./store.js";
@@ -124,6 +124,11 @@ $("new-chat").addEventListener("click", () => {
   if (chat.conversation.messages.length > 0) chat.show(store.newConversation());
   go("");
 });
+$("rename").addEventListener("click", async () => {
+  const { conversation } = chat;
+  const name = await askForName(conversation.title);
+  if (name !== null && chat.conversation === conversation) chat.rename(name);
+});
 $("download").addEventListener("click", () => chat.download());
 $("open-settings").addEventListener("click", async () => {
   if (await changeSettings()) await findModel();
@@ -145,7 +150,7 @@ store.onOtherTab((id) => {
 });
 window.addEventListener("hashchange", route);
 if (isTouch) $("hint").hidden = true;
-setUpSettings();
+setUpDialogs();
 field.value = store.loadDraft();
 fitHeight(field);
 route();
