@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dllama_gpu.model.spec import Architecture, RopeStyle
@@ -72,9 +72,21 @@ class HfArchitecture:
     """Fields of `config.json` with the values that change nothing; a model with another value is refused."""
     norms_less_one: bool = False
     """Whether the files hold norms less 1."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields that published configurations leave out."""
+    text_config: str | None = None
+    """The field of `config.json` that describes the text part, where the model has other parts too."""
+    other_parts: tuple[str, ...] = ()
+    """What the names of the other parts' tensors begin with."""
+
+    def is_of_other_part(self, name: str) -> bool:
+        """Whether a tensor belongs to a part that is left out, such as one that sees images."""
+        return name.startswith(self.other_parts) if self.other_parts else False
 
     def canonical_name(self, name: str) -> str | None:
         """The canonical name of a tensor of the folder; None for one that has no place in the architecture."""
+        if self.text_config is not None:
+            name = re.sub(r"^(language_model\.|model\.language_model\.)(model\.)?", _text_prefix, name)
         if name in MODEL_NAMES:
             return MODEL_NAMES[name]
         layer = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,3})\.(.+)", name)
@@ -99,6 +111,35 @@ class HfArchitecture:
         return f"model.layers.{parts[1]}." + (full if expert is None else full.replace("#", expert[1]))
 
 
+def _text_prefix(match: re.Match[str]) -> str:
+    """Names of the text part as they are where it is alone; the head stands beside `model`."""
+    return "model." if match[2] or match[1].startswith("model.") else ""
+
+
+_GEMMA3 = HfArchitecture(
+    Architecture.GEMMA3,
+    _ATTENTION | _HEAD_NORMS | _FEED_FORWARD | _POST_NORMS,
+    RopeStyle.HALF_SPLIT,
+    {
+        "attention_bias": (False,),
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "attn_logit_softcapping": (),
+        "final_logit_softcapping": (),
+        "use_bidirectional_attention": (False,),
+    },
+    norms_less_one=True,
+    defaults={
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+)
+
 _LLAMA = HfArchitecture(Architecture.LLAMA, _ATTENTION | _FEED_FORWARD, RopeStyle.INTERLEAVED)
 
 HF_ARCHITECTURES: dict[str, HfArchitecture] = {
@@ -114,18 +155,11 @@ HF_ARCHITECTURES: dict[str, HfArchitecture] = {
     "qwen2": HfArchitecture(Architecture.QWEN2, _ATTENTION | _BIASES | _FEED_FORWARD, RopeStyle.HALF_SPLIT),
     "mixtral": HfArchitecture(Architecture.MIXTRAL, _ATTENTION | _MIXTRAL_EXPERTS, RopeStyle.INTERLEAVED),
     "smollm3": HfArchitecture(Architecture.SMOLLM3, _ATTENTION | _FEED_FORWARD, RopeStyle.INTERLEAVED),
-    "gemma3_text": HfArchitecture(
-        Architecture.GEMMA3,
-        _ATTENTION | _HEAD_NORMS | _FEED_FORWARD | _POST_NORMS,
-        RopeStyle.HALF_SPLIT,
-        {
-            "attention_bias": (False,),
-            "hidden_activation": ("gelu_pytorch_tanh",),
-            "attn_logit_softcapping": (),
-            "final_logit_softcapping": (),
-            "use_bidirectional_attention": (False,),
-        },
-        norms_less_one=True,
+    "gemma3_text": _GEMMA3,
+    "gemma3": replace(
+        _GEMMA3,
+        text_config="text_config",
+        other_parts=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
     ),
 }
 """By the `model_type` of `config.json`."""

@@ -34,6 +34,8 @@ def spec_from_config(config: JsonFields, *, weight_type: FloatType, has_head: bo
     Raises DllamaError, naming the file and the field, when something is missing, impossible or not supported.
     """
     kind = architecture_of(config)
+    _refuse_quantized(config)
+    config = text_part(config, kind)
     _refuse_features(config, kind)
     dim = config.number("hidden_size", int)
     n_heads = config.number("num_attention_heads", int)
@@ -111,7 +113,13 @@ _EXTRAS: dict[Architecture, Callable[[JsonFields, ModelSpec], dict[str, Any]]] =
 }
 
 
-def _refuse_features(config: JsonFields, kind: HfArchitecture) -> None:
+def text_part(config: JsonFields, kind: HfArchitecture) -> JsonFields:
+    """The fields that describe the model's text part, with the architecture's defaults for those left out."""
+    text = config if kind.text_config is None else config.nested(kind.text_config)
+    return JsonFields(config.path, {**kind.defaults, **text.fields})
+
+
+def _refuse_quantized(config: JsonFields) -> None:
     quantization = config.nested("quantization_config")
     if quantization.fields:
         method = shown_value(quantization.get("quant_method", "unknown"))
@@ -119,6 +127,9 @@ def _refuse_features(config: JsonFields, kind: HfArchitecture) -> None:
             f"{config.path}: the weights are quantized already (quant_method {method}), which is not supported; get "
             "the model's original folder in bf16 or f16, or a GGUF file"
         )
+
+
+def _refuse_features(config: JsonFields, kind: HfArchitecture) -> None:
     for name, values in kind.neutral.items():
         value = config.get(name)
         if value is not None and value not in values:

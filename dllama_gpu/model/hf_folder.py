@@ -117,6 +117,8 @@ class HfFolder:
             for tensor in tensors.values():
                 name = self._kind.canonical_name(tensor.name)
                 if name is None:
+                    if self._kind.is_of_other_part(tensor.name):
+                        continue
                     if _DERIVED.fullmatch(tensor.name):
                         continue
                     raise DllamaError(f"{path}: {_refusal(tensor.name, self._kind)}")

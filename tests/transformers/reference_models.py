@@ -34,6 +34,24 @@ def _rope(kind: str, factor: float, **numbers: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "factor": factor} | numbers}
 
 
+def _gemma_that_sees() -> transformers.PretrainedConfig:
+    """Ids of images lie above those of the test's tokens."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.Gemma3Config(
+        text_config=_GEMMA | {"vocab_size": 176, "rope_parameters": _SCALED_GEMMA_ROPE},
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=170,
+        boi_token_index=171,
+        eoi_token_index=172,
+    )
+
+
+_GEMMA = _SIZES | {"num_hidden_layers": 6, "head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 50}
+_SCALED_GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 _YARN = _rope("yarn", 4.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0)
 _LLAMA3 = _rope("llama3", 8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
@@ -53,9 +71,8 @@ CONFIGURATIONS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         **_SIZES, head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=64, norm_topk_prob=False
     ),
     "mixtral": lambda: transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
-    "gemma 3": lambda: transformers.Gemma3TextConfig(
-        **_SIZES | {"num_hidden_layers": 6}, head_dim=32, sliding_window=9, query_pre_attn_scalar=50
-    ),
+    "gemma 3": lambda: transformers.Gemma3TextConfig(**_GEMMA),
+    "gemma 3 that sees": _gemma_that_sees,
     "smollm 3": lambda: transformers.SmolLM3Config(**_SIZES | {"num_hidden_layers": 4}),
 }
 
