@@ -244,8 +244,10 @@ class EngineCore:
                 if is_last or active.tokens[-1] != draft[n_tokens - 1]:
                     break
                 active.n_computed += 1
-        except DllamaError as error:
-            self._fail(active, error)
+        except ProgramFailedError:
+            raise
+        except Exception as error:
+            self._fail(active, _as_sentence(error, "the choice of a token"))
             return active.n_generated - n_before
         self.meters.tokens(active, n_tokens, now)
         n_drafted = len(predictions) - 1
@@ -317,7 +319,12 @@ class _Guarded:
 
 
 def _failure(error: Exception) -> ProgramFailedError:
+    return ProgramFailedError(_as_sentence(error, "a step of the model"))
+
+
+def _as_sentence(error: Exception, what: str) -> DllamaError:
+    """The error for its user; one that nobody foresaw is logged in full."""
     if isinstance(error, DllamaError):
-        return ProgramFailedError(error)
-    _log.error("a step of the model failed", exc_info=error)
-    return ProgramFailedError(DllamaError(f"a step of the model failed ({type(error).__name__}: {error})"))
+        return error
+    _log.error("%s failed", what, exc_info=error)
+    return DllamaError(f"{what} failed ({type(error).__name__}: {error})")

@@ -215,6 +215,49 @@ def test_a_receiver_that_fails_ends_its_request_and_no_other() -> None:
         assert engine.statistics().n_finished[FinishReason.CANCELLED] == 1
 
 
+class OnlyThese:
+    """Allows the letters of a word in their order, and is complete after the last; breaks when told to."""
+
+    def __init__(self, word: str, breaks_at: int = 99) -> None:
+        self.tokens = TOKENIZER.encode(word)
+        self.n_done = 0
+        self.breaks_at = breaks_at
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        if self.n_done == self.breaks_at:
+            raise ValueError("a broken grammar")
+        mask = np.zeros(200, bool)
+        mask[self.tokens[self.n_done]] = True
+        return mask
+
+    def advance(self, token: int) -> None:
+        assert token == self.tokens[self.n_done]
+        self.n_done += 1
+
+    @property
+    def is_complete(self) -> bool:
+        return self.n_done == len(self.tokens)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, presence_penalty=1.0)])
+def test_a_constraint_decides_the_tokens_and_ends_the_text(sampling: SamplingParams) -> None:
+    with Engine(GatedProgram(), TOKENIZER) as engine:
+        listener = run(engine, request("abc", 50, sampling=sampling, constraint=OnlyThese("yes!")))
+    assert listener.text == "yes!"
+    assert isinstance(listener.last, FinishedEvent)
+    assert listener.last.reason is FinishReason.CONSTRAINT
+
+
+def test_a_constraint_that_breaks_fails_its_request_and_no_other() -> None:
+    with Engine(GatedProgram(n_slots=2), TOKENIZER) as engine:
+        other = Listener()
+        engine.submit(request("abc", 20), other)
+        last = run(engine, request("abc", 50, constraint=OnlyThese("yes!", breaks_at=2))).last
+        assert isinstance(last, FailedEvent)
+        assert "a broken grammar" in str(last.error)
+        assert other.text == "".join(chr(ord("d") + i) for i in range(20))
+
+
 def test_a_program_that_fails_fails_its_requests_and_the_engine_lives_on() -> None:
     program = GatedProgram()
     with Engine(program, TOKENIZER) as engine:
