@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class Served:
     changes_to: bytes | None = None
     """Content after the next GET."""
     wrong_ranges: bool = False
+    seconds_per_chunk: float = 0.0
+    """Pause after each 64 KiB of a body."""
     needs_token: str | None = None
 
     def etag(self) -> str:
@@ -128,8 +131,13 @@ class _Handler(BaseHTTPRequestHandler):
             cut = served.cuts.pop(0) if served.cuts else None
             if served.changes_to is not None:
                 served.data, served.changes_to = served.changes_to, None
+        body_bytes = data[begin:end][:cut]
         with suppress(OSError):
-            self.wfile.write(data[begin:end][:cut])
+            for at in range(0, len(body_bytes), 1 << 16) if served.seconds_per_chunk else ():
+                self.wfile.write(body_bytes[at : at + (1 << 16)])
+                time.sleep(served.seconds_per_chunk)
+            if not served.seconds_per_chunk:
+                self.wfile.write(body_bytes)
         self.close_connection = True
 
     def _status(self, status: int, headers: dict[str, str]) -> None:

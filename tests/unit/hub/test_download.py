@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +114,40 @@ def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(
     fetch(client, [url(hub)], tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA
     assert hub.n_bytes_asked() == len(DATA) - n_kept
+
+
+def test_what_ctrl_c_interrupts_goes_on_later(hub: Hub, client: HubClient, tmp_path: Path) -> None:
+    def interrupt(done: int, _total: int) -> None:
+        if done > 100_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(client, [url(hub)], tmp_path / "x", interrupt)
+    n_kept = sum(json.loads((tmp_path / "x.partial.json").read_text())["done"])
+    assert n_kept > 100_000
+    hub.requests.clear()
+    fetch(client, [url(hub)], tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert hub.n_bytes_asked() == len(DATA) - n_kept
+
+
+def test_what_was_killed_goes_on_later(hub: Hub, tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(20 << 20)
+    hub.listings["some/model"] = {"siblings": [{"rfilename": "a.gguf"}]}
+    hub.files["some/model/a.gguf"] = Served(data, seconds_per_chunk=0.1)
+    command = [sys.executable, "-m", "dllama_gpu.cli.main", "download", "hf:some/model", "--into", str(tmp_path)]
+    environment = os.environ | {"HF_ENDPOINT": hub.endpoint}
+    state = tmp_path / "some--model" / "a.gguf.partial.json"
+    with subprocess.Popen(command, env=environment) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    hub.files["some/model/a.gguf"].seconds_per_chunk = 0.0
+    hub.requests.clear()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout.strip()) == (0, str(tmp_path / "some--model" / "a.gguf"))
+    assert (tmp_path / "some--model" / "a.gguf").read_bytes() == data
+    assert 0 < hub.n_bytes_asked() < len(data)
 
 
 @pytest.mark.parametrize("damage", ["state", "data", "counts", "identity"])
