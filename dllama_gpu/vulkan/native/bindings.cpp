@@ -50,6 +50,25 @@ py::array_t<uint8_t> view_of(const std::shared_ptr<Buffer>& buffer) {
                               py::cast(buffer));
 }
 
+// Errors of calls that are not looked at one by one, as the kinds that Python knows.
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const vk::SystemError& error) {
+    const py::module_ module = py::module_::import("dllama_gpu.vulkan._native");
+    const char* kind = "VulkanError";
+    try {
+      raise(static_cast<vk::Result>(error.code().value()), "Vulkan");
+    } catch (const OutOfMemoryError&) {
+      kind = "OutOfMemoryError";
+    } catch (const DeviceLostError&) {
+      kind = "DeviceLostError";
+    } catch (const VulkanError&) {
+    }
+    PyErr_SetString(module.attr(kind).ptr(), error.what());
+  }
+}
+
 void bind_info(py::module_& module) {
   py::class_<Heap>(module, "Heap")
       .def_readonly("n_bytes", &Heap::n_bytes)
@@ -141,6 +160,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception<OutOfMemoryError>(module, "OutOfMemoryError", base.ptr());
   py::register_exception<DeviceLostError>(module, "DeviceLostError", base.ptr());
   py::register_exception<TimeoutError>(module, "TimeoutError", base.ptr());
+  py::register_exception_translator(&translate);
   bind_info(module);
   py::enum_<BufferKind>(module, "BufferKind")
       .value("DEVICE", BufferKind::Device)
