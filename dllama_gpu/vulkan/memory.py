@@ -33,6 +33,7 @@ class ProgramMemory:
         self._check()
         self.buffers: dict[str, _native.Buffer] = {}
         self.views: dict[str, npt.NDArray[np.uint8]] = {}
+        self._reads: dict[tuple[str, int], tuple[_native.Recording, npt.NDArray[np.uint8]]] = {}
         with explained(gpu.label, "memory for the model was taken"):
             for allocation in self.allocations:
                 buffer = gpu.native.buffer(_whole_words(allocation.n_bytes), self._kind(allocation.use))
@@ -62,19 +63,26 @@ class ProgramMemory:
                 if progress is not None:
                     progress(min(done, total), total)
 
-    def read(self, name: str) -> npt.NDArray[np.uint8]:
-        """All bytes of an allocation: a view where the host sees them, else a copy."""
+    def read(self, name: str, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """The first `n_bytes` of an allocation, in whole words: a view where the host sees them, else a copy that the
+        next read of as many overwrites.
+        """
         if name in self.views:
             return self.views[name]
-        source = self.buffers[name]
         with explained(self._gpu.label, f"{name} was read back"):
-            target = self._gpu.native.buffer(source.n_bytes, _native.BufferKind.READBACK)
-            recording = self._gpu.native.recording()
-            recording.copy(source, 0, target, 0, source.n_bytes)
-            recording.host_barrier()
-            recording.finish()
+            if (name, n_bytes) not in self._reads:
+                self._reads[name, n_bytes] = self._reader(self.buffers[name], n_bytes)
+            recording, view = self._reads[name, n_bytes]
             recording.run(_SECONDS)
-        return target.view()
+        return view
+
+    def _reader(self, source: _native.Buffer, n_bytes: int) -> tuple[_native.Recording, npt.NDArray[np.uint8]]:
+        target = self._gpu.native.buffer(n_bytes, _native.BufferKind.READBACK)
+        recording = self._gpu.native.recording()
+        recording.copy(source, 0, target, 0, n_bytes)
+        recording.host_barrier()
+        recording.finish()
+        return recording, target.view()
 
     def _kind(self, use: Use) -> _native.BufferKind:
         if use is Use.STEP:

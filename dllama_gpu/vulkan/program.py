@@ -75,7 +75,10 @@ class VulkanProgram:
         """
         if name not in self._declared or not 0 <= n_rows <= self.graph.rows_of(self._declared[name]):
             raise ValueError(f"this program has no {n_rows} rows of a buffer {name}")
-        return self._plan.read(name, n_rows, self._memory.read(name))
+        activation = self._plan.around.activations[name]
+        # Packed rows have their scales behind all of them.
+        n_bytes = activation.n_bytes if activation.packed else 4 * max(n_rows, 1) * activation.stride
+        return self._plan.read(name, n_rows, self._memory.read(name, n_bytes))
 
     def work_of(self, n_rows: int, n_logit_rows: int) -> tuple[int, int, int]:
         """Dispatches, barriers and submits of a step with so many rows."""
