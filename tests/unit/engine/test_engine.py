@@ -22,7 +22,7 @@ from tests.unit.engine.fake_program import FakeProgram
 GREEDY = SamplingParams(temperature=0)
 VOCAB_SIZE = 258
 TOKENIZER = tokenizer_from_t_file(tiny_tokenizer())
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def counts_up(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
