@@ -55,7 +55,7 @@ _LLAMA3_LOW_FREQ_FACTOR = 1.0
 _LLAMA3_HIGH_FREQ_FACTOR = 4.0
 _LLAMA3_ORIGINAL_MAX_SEQ_LEN = 8192
 
-# GGUF files do not say these; all models of the architecture have them.
+# What GGUF files leave out; all models of the architecture have it.
 _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA3_GLOBAL_INTERVAL = 6
 _GEMMA3_LOCAL_ROPE_THETA = 10000.0
@@ -173,7 +173,7 @@ def _extras(metadata: Metadata, spec: ModelSpec) -> dict[str, Any]:
         is_27b = spec.n_layers == _GEMMA3_27B_LAYERS
         return {
             "sliding_window": metadata.number("attention.sliding_window", int, 0),
-            "global_interval": _GEMMA3_GLOBAL_INTERVAL,
+            "global_interval": metadata.number("attention.sliding_window_pattern", int, _GEMMA3_GLOBAL_INTERVAL),
             "local_rope_theta": _decimal(metadata.number("rope.freq_base_swa", float, _GEMMA3_LOCAL_ROPE_THETA)),
             "attention_scale": (spec.dim / spec.n_heads) ** -0.5 if is_27b else 0.0,
         }
