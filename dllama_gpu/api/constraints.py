@@ -6,7 +6,7 @@ Source: https://github.com/guidance-ai/llguidance; its grammars are Lark's with 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llguidance
@@ -45,9 +45,11 @@ def json_rule(schema: Mapping[str, Any] | bool | None) -> str:
 class GrammarConstraint:
     """One answer's way through a grammar. Used by one request, on one thread at a time."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, end_ids: Sequence[int]) -> None:
+        """`end_ids` are tokens that end an answer; the matcher knows the first one alone."""
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._end_ids = list(end_ids)
         self._bits = np.zeros((vocab_size + 31) // 32, np.uint32)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -58,7 +60,9 @@ class GrammarConstraint:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        return bits[: self._vocab_size].astype(np.bool_)
+        allowed = bits[: self._vocab_size].astype(np.bool_)
+        allowed[self._end_ids] = allowed[self._end_ids[0]]
+        return allowed
 
     def advance(self, token: int) -> None:
         """The token was chosen. Raises DllamaError when the grammar does not allow it or becomes too complex."""
@@ -79,13 +83,12 @@ class Grammars:
     """Makes constraints for one vocabulary. May be used by several threads at a time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._vocab_size = tokenizer.vocab_size
         wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
         # A vocabulary without an end gets one behind its last token, which no mask ever shows.
-        ends = list(tokenizer.eos_ids) or [tokenizer.vocab_size]
-        size = max(tokenizer.vocab_size, *(end + 1 for end in ends))
-        self._tokenizer = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
-        self._mask_size = size
+        self._end_ids = list(tokenizer.eos_ids) or [tokenizer.vocab_size]
+        self._mask_size = max(tokenizer.vocab_size, 1 + max(self._end_ids))
+        # Releases before 1.7, the last for older Linux systems, take one end token only.
+        self._tokenizer = llguidance.LLTokenizer(wrapper, n_vocab=self._mask_size, eos_token=self._end_ids[0])
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def constraint(self, grammar: str) -> GrammarConstraint:
@@ -98,7 +101,7 @@ class Grammars:
         )
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
-        return GrammarConstraint(matcher, self._mask_size)
+        return GrammarConstraint(matcher, self._mask_size, self._end_ids)
 
 
 class _Vocabulary:

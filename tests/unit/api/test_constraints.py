@@ -64,6 +64,14 @@ def test_whatever_is_chosen_of_what_is_allowed_follows_the_schema(grammars: Gram
     assert set(value) <= {"name", "kind", "tags", "home"}
 
 
+def test_every_end_token_may_come_where_the_grammar_may_end_and_only_there(grammars: Grammars, tokenizer: Tokenizer):
+    constraint = grammars.constraint('start: "a" "b"?')
+    assert len(tokenizer.eos_ids) == 2
+    assert not constraint.allowed()[list(tokenizer.eos_ids)].any()
+    constraint.advance(tokenizer.encode("a")[0])
+    assert constraint.allowed()[list(tokenizer.eos_ids)].all()
+
+
 def test_any_object_is_an_object(grammars: Grammars, tokenizer: Tokenizer):
     constraint = grammars.constraint(f"start: {json_rule(None)}")
     starts = {tokenizer.token_bytes(int(token)) for token in np.flatnonzero(constraint.allowed())}
