@@ -88,7 +88,11 @@ def add_model_arguments(parser: Parser) -> None:
     """Declares --model, --tokenizer and --weights."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", required=True, type=Path, metavar="PATH", help="model: a GGUF or .m file, or a Hugging Face folder"
+        "--model",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="model: a GGUF or .m file, a Hugging Face folder, or hf:org/repo[:file.gguf], which is fetched",
     )
     group.add_argument(
         "--tokenizer",

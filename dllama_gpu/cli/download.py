@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from dllama_gpu.hub.repository import HubName
 
 PROGRAM = "dllama-gpu download"
+HUB_PREFIX = "hf:"
+MODELS_VARIABLE = "DLLAMA_GPU_MODELS"
+"""Environment variable: the folder for models that `--model hf:…` fetches."""
 DESCRIPTION = """Get a model from Hugging Face's hub or a mirror of it.
 
 NAME is one of the names that `launch.py --list` shows, hf:org/repo (safetensors, else the best GGUF file),
@@ -44,17 +48,39 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Options) -> int:
     """Downloads, and prints where the files are."""
+    for path in get_model(options.name, options.into, options.endpoint):
+        print(path)
+    return SUCCESS
+
+
+def get_model(name: str, into: Path, endpoint: str | None = None) -> list[Path]:
+    """Fetches what is not here yet of the model `name`; paths of the model and, where it is apart, of its tokenizer.
+
+    Raises DllamaError when there is no such model, or it cannot be had.
+    """
     from dllama_gpu.hub.client import HubClient
     from dllama_gpu.hub.repository import PREFIX, parse_hub_name
 
-    client = HubClient(options.endpoint)
-    if options.name.startswith(PREFIX):
-        paths = [_from_repository(client, parse_hub_name(options.name), options.into)]
-    else:
-        paths = _known_model(client, find_hub_model(options.name), options.into)
-    for path in paths:
-        print(path)
-    return SUCCESS
+    client = HubClient(endpoint)
+    if name.startswith(PREFIX):
+        return [_from_repository(client, parse_hub_name(name), into)]
+    return _known_model(client, find_hub_model(name), into)
+
+
+def chosen_path(model: Path) -> Path:
+    """What --model names on this machine: the path itself, or where the model of an `hf:` name was fetched to.
+
+    Raises DllamaError when such a model cannot be had.
+    """
+    name = model.as_posix()
+    if not name.startswith(HUB_PREFIX):
+        return model
+    import platformdirs
+
+    folder = (
+        os.environ.get(MODELS_VARIABLE) or Path(platformdirs.user_data_dir("dllama-gpu", appauthor=False)) / "models"
+    )
+    return get_model(name, Path(folder))[0]
 
 
 def find_hub_model(name: str) -> HubModel:

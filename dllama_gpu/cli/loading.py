@@ -11,6 +11,7 @@ from dllama_gpu.cli.alone import load_alone
 from dllama_gpu.cli.arguments import Options, UsageError
 from dllama_gpu.cli.device_choice import choose_device, free_memory
 from dllama_gpu.cli.display import note, size_text
+from dllama_gpu.cli.download import chosen_path
 from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.engine.loading import OpenModel, build_graph, open_with_tokenizer
 from dllama_gpu.graph.batch import Device, Program
@@ -57,7 +58,7 @@ def make_device(options: Options, program: str) -> Device:
 def open_chosen_model(options: Options) -> OpenModel:
     """The model that --model, --tokenizer and --weights name. Raises DllamaError as `open_with_tokenizer` does."""
     weights = None if options.weights is None else FloatType(options.weights)
-    model = open_with_tokenizer(options.model, options.tokenizer, weights)
+    model = open_with_tokenizer(chosen_path(options.model), options.tokenizer, weights)
     folder = cache_folder()
     if folder is None or not isinstance(model.source, GgufFile | ReweightedSource) or not model.source.converted_types:
         return model

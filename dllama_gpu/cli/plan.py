@@ -30,7 +30,11 @@ _OF_MACHINES = ("workers", "key_file", "max_memory", "nthreads", "pin_threads", 
 def add_arguments(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="PATH", help="model: a GGUF or .m file, or a Hugging Face folder"
+        "--model",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="model: a GGUF or .m file, a Hugging Face folder, or hf:org/repo",
     )
     parser.add_argument(
         "--weights", choices=WEIGHT_TYPES, help="number format that the matrices get while loading, as for inference"
@@ -55,6 +59,7 @@ def run(options: Options) -> int:
     """Plans and prints."""
     _check(options)
 
+    from dllama_gpu.cli.download import chosen_path
     from dllama_gpu.cli.loading import buffer_type
     from dllama_gpu.graph.advice import consult
     from dllama_gpu.graph.cluster_file import read_cluster_file
@@ -64,7 +69,7 @@ def run(options: Options) -> int:
     from dllama_gpu.model.float_type import FloatType
     from dllama_gpu.model.open import open_model
 
-    source = open_model(options.model, None if options.weights is None else FloatType(options.weights))
+    source = open_model(chosen_path(options.model), None if options.weights is None else FloatType(options.weights))
     try:
         wanted = PlanOptions(
             seq_len=min(source.spec.max_seq_len, options.max_seq_len or _USUAL_SEQ_LEN),

@@ -148,6 +148,24 @@ def test_a_gguf_file_is_fetched_and_runs(hub: Hub, tmp_path: Path, capsys: pytes
     assert main(["inference", "--model", model, "--prompt", "the", "--steps", "3", "--no-benchmark"]) == 0
 
 
+def test_commands_take_a_name_of_the_hub_for_a_model(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLLAMA_GPU_MODELS", str(tmp_path / "models"))
+    (tmp_path / "made").mkdir()
+    write_tiny_gguf(tmp_path / "made" / "tiny.F32.gguf")
+    put(hub, "org/repo", tmp_path / "made")
+    command = ["inference", "--prompt", "the", "--steps", "3", "--temperature", "0", "--no-benchmark", "--model"]
+    assert main([*command, str(tmp_path / "made" / "tiny.F32.gguf")]) == 0
+    wanted = capsys.readouterr().out
+    for name in ("hf:org/repo", "hf:org/repo:tiny.F32.gguf"):
+        assert main([*command, name]) == 0
+        assert capsys.readouterr().out == wanted
+    assert (tmp_path / "models" / "org--repo" / "tiny.F32.gguf").is_file()
+    assert main([*command, "hf:org/none"]) == 1
+    assert "org/none: 127.0.0.1" in capsys.readouterr().err
+
+
 def test_what_is_here_runs_without_the_hub(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_hf_folder(tmp_path / "made")
     (tmp_path / "made" / "x.Q4_0.gguf").write_bytes(b"GGUF")
