@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from dllama_gpu.errors import DllamaError
@@ -42,7 +45,7 @@ def send_slices(
     channel.send(SliceHashes(tuple(digests[piece] for piece in pieces)))
     sent = 0
     while True:
-        wanted = receive_patiently(channel, SliceWanted).slices
+        wanted = receive_patiently(channel, SliceWanted, lambda done: progress(max(0, min(done, total)))).slices
         for index, begin in wanted:
             if not (0 <= index < len(pieces) and 0 <= begin < pieces[index].n_bytes):
                 raise ChannelError(channel.peer, f"byte {begin} of slice {index} was asked for, which does not exist")
@@ -67,12 +70,7 @@ def receive_slices(channel: Channel, graph: Graph, store: SliceStore) -> dict[st
     digests = channel.receive(SliceHashes).digests
     if len(digests) != len(pieces) or any(len(digest) != 32 for digest in digests):
         raise ChannelError(channel.peer, f"{len(digests)} hashes were sent for {len(pieces)} slices of weights")
-    held: dict[str, HeldSlice] = {}
-    report = ProgressReports(channel, sum(piece.n_bytes for piece in pieces))
-    for piece, digest in zip(pieces, digests, strict=True):
-        found = store.find(digest, piece.n_bytes, report.add)
-        if found is not None:
-            held[piece.part.tensor] = found
+    held = _find_slices(channel, pieces, digests, store)
     for _ in range(_ROUNDS):
         missing = [index for index, piece in enumerate(pieces) if piece.part.tensor not in held]
         # The same content under two names is sent once a name: it is rare (norms of equal numbers) and small.
@@ -88,6 +86,39 @@ def receive_slices(channel: Channel, graph: Graph, store: SliceStore) -> dict[st
     raise DllamaError(
         f"weights arrived damaged {_ROUNDS} times; is the model file being changed, or the network or memory faulty?"
     )
+
+
+def _find_slices(
+    channel: Channel, pieces: Sequence[WeightSlice], digests: Sequence[bytes], store: SliceStore
+) -> dict[str, HeldSlice]:
+    """Those that the store has, by name. Several are hashed at a time; this thread tells the root that it goes on."""
+    report, done = ProgressReports(channel, sum(piece.n_bytes for piece in pieces)), _Sum()
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        searches = [
+            pool.submit(store.find, digest, piece.n_bytes, done.add)
+            for piece, digest in zip(pieces, digests, strict=True)
+        ]
+        pending: set[Future[HeldSlice | None]] = set(searches)
+        while pending:
+            _, pending = wait(pending, _REPORT_SECONDS)
+            report.advance(done.total, report.total)
+        found = [search.result() for search in searches]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {piece.part.tensor: held for piece, held in zip(pieces, found, strict=True) if held is not None}
+
+
+class _Sum:
+    """Bytes that several threads add up."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def add(self, n_bytes: int) -> None:
+        with self._lock:
+            self.total += n_bytes
 
 
 def _receive_slice(channel: Channel, store: SliceStore, digest: bytes, n_bytes: int, begin: int) -> HeldSlice | None:
@@ -108,27 +139,26 @@ class ProgressReports:
     """Tells the root now and then that work goes on, so that it does not take the worker for lost."""
 
     def __init__(self, channel: Channel, total: int) -> None:
+        self.total = total
         self._channel = channel
-        self._total = total
-        self._done = 0
         self._told = time.monotonic()
-
-    def add(self, n_bytes: int) -> None:
-        """So many bytes more are done."""
-        self.advance(self._done + n_bytes, self._total)
 
     def advance(self, done: int, total: int) -> None:
         """So many bytes are done in all."""
-        self._done = done
         now = time.monotonic()
         if now - self._told >= _REPORT_SECONDS:
             self._told = now
             self._channel.send(Loading(done, total))
 
 
-def receive_patiently(channel: Channel, kind: type[Kind]) -> Kind:
-    """The next message of `kind`, however many Loading reports come before it. Raises DllamaError."""
+def receive_patiently(channel: Channel, kind: type[Kind], told: Callable[[int], None] | None = None) -> Kind:
+    """The next message of `kind`, however many Loading reports come before it, of whose bytes `told` hears.
+
+    Raises DllamaError.
+    """
     while True:
         message = channel.receive(kind, Loading)
         if isinstance(message, kind):
             return message
+        if told is not None and isinstance(message, Loading):
+            told(message.done)

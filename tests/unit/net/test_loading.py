@@ -90,6 +90,19 @@ def test_slices_arrive_whole_and_only_once(
     assert again == [total]
 
 
+def test_a_worker_that_looks_through_its_cache_is_seen_to_go_on(
+    ends: tuple[Channel, Channel], source: ModelSource, graph: Graph
+) -> None:
+    pieces = graph_slices(graph)
+    total = sum(piece.n_bytes for piece in pieces)
+    for done in (5, 9, 1 << 60, -7):  # the last two are nonsense
+        ends[1].send(Loading(done, total))
+    ends[1].send(SliceWanted(()))
+    told: list[int] = []
+    assert send_slices(ends[0], source, pieces, dict.fromkeys(pieces, bytes(32)), told.append) == 0
+    assert told == [5, 9, total, 0, total]
+
+
 def test_a_root_whose_weights_do_not_fit_their_hashes_is_left(
     ends: tuple[Channel, Channel], source: ModelSource, graph: Graph
 ) -> None:
