@@ -101,14 +101,14 @@ def test_a_body_that_is_too_large_is_refused_without_being_kept(serve: Serve):
 
 
 def test_a_body_that_does_not_come_ends_in_408(serve: Serve):
-    with serve(body_seconds=0.2) as api, api.connect() as connection:
+    with serve(body_seconds=1.0) as api, api.connect() as connection:
         connection.sendall(chat_request()[:-5])
         assert b"408" in read_until(connection, b"\r\n")
         assert api.text().status_code == 200
 
 
 def test_a_head_that_does_not_come_to_an_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server_module, "_HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "_HEADER_SECONDS", 1.0)
     with serve() as api:
         with api.connect() as silent, api.connect() as slow, api.connect() as second:
             slow.sendall(b"GET /health HTTP/1.1\r\nHost:")
