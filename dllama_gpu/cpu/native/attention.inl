@@ -136,15 +136,14 @@ inline void weigh_columns(const AttentionArgs& args, const float* scores, int be
     DLLAMA_UNROLL
     for (int i = 0; i < V; i++) sums[q][i] = set1(0);
   }
-  for (int p = first; p < end; p++) {
-    const size_t position = static_cast<size_t>(begin + p);
+  const auto width = static_cast<size_t>(args.padded_head_dim);
+  size_t at = static_cast<size_t>(begin + first) * width + column;  // the position's values, from this column on
+  for (int p = first; p < end; p++, at += width) {
     F32x16 value[V];
     DLLAMA_UNROLL
     for (int i = 0; i < V; i++) {
-      const int d = column + 16 * i;
-      value[i] = Cache::read(args.v, position * args.padded_head_dim + d);
-      if constexpr (Cache::kHasScales)
-        value[i] = mul(value[i], set1(args.v_scales[position * (args.padded_head_dim / kBlock) + d / kBlock]));
+      value[i] = Cache::read(args.v, at + 16 * i);
+      if constexpr (Cache::kHasScales) value[i] = mul(value[i], set1(args.v_scales[(at + 16 * i) / kBlock]));
     }
     ahead.fetch();
     if (V > 1) ahead.fetch();
