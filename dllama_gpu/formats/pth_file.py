@@ -21,7 +21,6 @@ from dllama_gpu.formats.mapped_file import MappedFile
 from dllama_gpu.formats.shown import shown_text, shown_value
 
 _LARGEST_PICKLE = 64 << 20
-_LARGEST_TABLE = 64 << 20
 _MOST_TENSORS = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _STORAGES = {"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2)}
@@ -70,7 +69,9 @@ def read_pth(file: MappedFile) -> dict[str, PthTensor]:
             if entries[names[0]].file_size > _LARGEST_PICKLE:
                 raise DllamaError(f"{file.path}: its data.pkl is larger than any description of tensors")
             data = archive.read(names[0])
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, struct.error) as error:
+    except DllamaError:
+        raise
+    except Exception as error:  # damaged archives fail in many ways, none of them ours
         raise DllamaError(
             f"{file.path} is no PyTorch checkpoint that can be read ({shown_text(str(error))}); repeat the download"
         ) from error

@@ -132,15 +132,17 @@ def _from_sentence_piece(path: Path, data: bytes) -> tuple[Vocabulary, TextEncod
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         n_pieces = processor.vocab_size()
+        if not 0 < n_pieces <= _LARGEST_VOCABULARY:
+            raise ValueError(f"it holds {n_pieces} tokens")
         prefixed = processor.normalize("a").startswith(SPACE)
-    except (RuntimeError, TypeError) as error:
+        tokens, kinds = _pieces(processor, n_pieces)
+        own_scores = [processor.get_score(token_id) for token_id in range(n_pieces)]
+        merges_pairs = _merges_pairs(data)
+    except (RuntimeError, TypeError, ValueError, LookupError, OverflowError) as error:  # damage has many faces
         raise DllamaError(
             f"{path} is refused by the sentencepiece library ({shown_text(str(error))}); download it again"
         ) from error
-    if not 0 < n_pieces <= _LARGEST_VOCABULARY:
-        raise DllamaError(f"{path} holds {n_pieces} tokens, which no model has; download it again")
     settings = read_hf_settings(path.parent)
-    tokens, kinds = _pieces(processor, n_pieces)
     _add_tokens(path, settings, tokens, kinds)
     ids: dict[str, int] = {}
     for token_id, token in enumerate(tokens):
@@ -162,8 +164,7 @@ def _from_sentence_piece(path: Path, data: bytes) -> tuple[Vocabulary, TextEncod
         chat_template=settings.chat_template,
     )
     scores = None
-    if _merges_pairs(data):
-        own_scores = [processor.get_score(token_id) for token_id in range(n_pieces)]
+    if merges_pairs:
         scores = sentence_piece_scores(vocabulary, [*own_scores, *[0.0] * (len(tokens) - n_pieces)])
     return vocabulary, _ModelEncoder(processor), scores
 

@@ -181,3 +181,26 @@ def test_every_truncation_is_refused_or_readable(tmp_path: Path) -> None:
         path.write_bytes(data[:size])
         with suppress(DllamaError):
             assert open_tokenizer(path).vocab_size > 0
+
+
+@settings(max_examples=200)
+@given(places=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changed_bytes_give_a_tokenizer_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, places: list[tuple[int, int]]
+) -> None:
+    data = bytearray(train_sentence_piece())
+    for at, byte in places:
+        data[at] = byte
+    path = tmp_path_factory.getbasetemp() / "tokenizer.model"
+    path.write_bytes(data)
+    with suppress(DllamaError):
+        assert open_tokenizer(path).vocab_size > 0
+
+
+def test_pieces_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    data = bytearray(train_sentence_piece())
+    at = data.index("▁t".encode())
+    data[at + 1] = 0xFF
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(DllamaError, match="refused by the sentencepiece library"):
+        open_tokenizer(tmp_path)
