@@ -45,13 +45,14 @@ class FoundWorker:
 
 def open_zeroconf() -> Zeroconf:
     """Multicast DNS on all interfaces. Raises DllamaError, saying why, where that is impossible."""
-    failure: Exception | None = None
+    reason = ""
     for version in (IPVersion.All, IPVersion.V4Only):  # a system without IPv6 refuses the first
         try:
             return Zeroconf(ip_version=version)
-        except (OSError, RuntimeError) as error:
-            failure = failure or error
-    reason = getattr(failure, "strerror", None) or str(failure)
+        except OSError as error:
+            reason = reason or error.strerror or str(error)
+        except RuntimeError:  # zeroconf found no interface
+            reason = reason or "this machine is in no network"
     raise DllamaError(f"{NO_MULTICAST} ({reason}); name the workers, --workers HOST:PORT")
 
 

@@ -87,6 +87,15 @@ def test_where_multicast_is_impossible_a_root_is_told_so(monkeypatch: pytest.Mon
         find_workers(0.1)
 
 
+def test_a_machine_without_a_network_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_interfaces(*, ip_version: IPVersion) -> None:
+        raise RuntimeError("No interfaces to listen on")
+
+    monkeypatch.setattr(discovery, "Zeroconf", no_interfaces)
+    with pytest.raises(DllamaError, match="this machine is in no network"):
+        open_zeroconf()
+
+
 def test_a_system_without_ipv6_uses_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[IPVersion] = []
 
