@@ -108,7 +108,7 @@ def _measure_exchanges(*, quick: bool) -> tuple[list[ExchangeFinding], str]:
                             n_nodes,
                             n_rows,
                             algorithm,
-                            repetitions // (10 if whole or n_rows > 1 else 1),
+                            repetitions,
                             whole_token=whole,
                             hosts=where,
                             prefix=network.command,
