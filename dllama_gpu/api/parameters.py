@@ -47,6 +47,7 @@ def make_requests(
     """
     _check_ids(service, prompts)
     n_choices = fields.n or 1
+    _check_room(service, len(prompts), n_choices)
     requests: list[CompletionRequest] = []
     for prompt in prompts:
         for index in range(n_choices):
@@ -147,6 +148,24 @@ def _stops(fields: GenerationFields) -> tuple[str, ...]:
     if fields.stop is None:
         return ()
     return (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
+
+
+def _check_room(service: Service, n_prompts: int, n_choices: int) -> None:
+    """Refuses what would not even fit an idle server; to be told to try again later would never help."""
+    n_answers = n_prompts * n_choices
+    if n_answers == 1:
+        return
+    statistics = service.engine.statistics()
+    most = len(statistics.slots) + statistics.max_queue
+    if n_answers > most:
+        field = "n" if n_choices > 1 else "prompt"
+        raise ApiError(
+            400,
+            f"{field} asks for {n_answers} answers at once, but this server takes no more than {most} "
+            f"({len(statistics.slots)} running and {statistics.max_queue} waiting); ask for fewer in a request",
+            param=field,
+            code="invalid_value",
+        )
 
 
 def _check_ids(service: Service, prompts: Sequence[Sequence[int]]) -> None:

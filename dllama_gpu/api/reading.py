@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,10 @@ from dllama_gpu.api.errors import ApiError
 from dllama_gpu.formats.shown import shown_text
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_CLOSE = 0.75  # `reasoning_effort` is no way to write `response_format`
+_SUBJECT = re.compile(r"^(Input|String|List|Dictionary) should ")
+_COUNTED = re.compile(r" after validation, not \S+$")
 
 
 def check_content_type(content_type: str | None) -> None:
@@ -54,11 +59,18 @@ def _refusal(model: type[BaseModel], data: Mapping[str, Any], errors: Sequence[E
     path = _path(data, details)
     name = _written(path)
     if details["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(path[-1]), model.model_fields, n=1) if len(path) == 1 else []
+        close = difflib.get_close_matches(str(path[-1]), model.model_fields, 1, _CLOSE) if len(path) == 1 else []
         guess = f" (did you mean {close[0]}?)" if close else "; leave it out"
         return ApiError(400, f"unknown field {name}{guess}", param=name, code="unknown_parameter")
     if details["type"] == "missing":
         return ApiError(400, f"the field {name} is missing", param=name, code="missing_required_parameter")
+    context = details.get("ctx", {})
+    if "discriminator" in context:  # the field that says which of several shapes it is
+        name = f"{name}.{context['discriminator'].strip(chr(39))}"
+        if details["type"] == "union_tag_not_found":
+            return ApiError(400, f"the field {name} is missing", param=name, code="missing_required_parameter")
+        wanted, value = f"should be one of {context['expected_tags']}", _shown(context["tag"])
+        return ApiError(400, f"{name} {wanted}, but it is {value}", param=name, code="invalid_value")
     same = [found for found in errors if _path(data, found) == path]
     wanted = " or ".join(dict.fromkeys(_wanted(found) for found in same))
     value = _shown(details["input"])
@@ -90,9 +102,7 @@ def _written(path: Sequence[str | int]) -> str:
 
 def _wanted(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
-    if message.startswith("Input should "):
-        return "should " + message.removeprefix("Input should ")
-    return shown_text(message)
+    return shown_text(_SUBJECT.sub("should ", _COUNTED.sub("", message)))
 
 
 def _shown(value: Any) -> str:

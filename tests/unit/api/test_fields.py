@@ -74,6 +74,33 @@ def test_an_unknown_field_is_refused_by_name(api: Running, path: str):
 def test_a_close_name_is_suggested(api: Running):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_token": 5}
     assert "did you mean max_tokens?" in refused(api, "/v1/chat/completions", body)["message"]
+    far = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "low"}
+    assert "did you mean" not in refused(api, "/v1/chat/completions", far)["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        (
+            {"messages": [{"role": "nobody", "content": ""}]},
+            "messages[0].role",
+            "messages[0].role should be one of 'system', 'developer', 'user', 'assistant', 'tool', but it is 'nobody'",
+        ),
+        ({"messages": [{"content": ""}]}, "messages[0].role", "the field messages[0].role is missing"),
+        ({"response_format": {"a": 1}}, "response_format.type", "the field response_format.type is missing"),
+        ({"messages": []}, "messages", "messages should have at least 1 item, but it is a list"),
+    ],
+)
+def test_a_refusal_reads_as_a_sentence(api: Running, fields: dict[str, Any], param: str, message: str):
+    error = refused(api, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], **fields})
+    assert (error["param"], error["message"]) == (param, message)
+
+
+def test_more_answers_than_the_server_ever_takes_are_not_for_later(api: Running):
+    error = refused(api, "/v1/completions", {"prompt": ["a"] * 5, "n": 16})
+    assert error["param"] == "n"
+    assert "80 answers" in error["message"]
+    assert "no more than 66" in error["message"]
 
 
 @pytest.mark.parametrize(
