@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run that is not saved")
     options = parser.parse_args()
-    size = Size(4, 16, 60, 1) if options.quick else Size(32, 64, 100, 3)
+    size = Size(max(_USERS), 16, 60, 1) if options.quick else Size(32, 64, 100, 3)
     model = options.model_file or model_file(options.model)
 
     programs: dict[str, tuple[Start, tuple[tuple[str, object], ...]]] = {}
@@ -151,7 +151,8 @@ def main() -> int:
 
 def _loads(port: int, size: Size, extra: tuple[tuple[str, object], ...]) -> Iterator[LoadResult]:
     """The median of the rounds for each number of users; each round has prompts of its own."""
-    ask(port, Wish("Once upon a time", 8, extra))  # warm-up
+    # Whoever first has a slot waits for the system to hand out its memory, so all have been used before.
+    load(port, [Wish(prompt(f"warm-up {i}", size.prompt_words), 8, extra) for i in range(max(_USERS))], max(_USERS))
     for n_users in _USERS:
         rounds = []
         for number in range(size.rounds):

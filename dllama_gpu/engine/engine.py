@@ -264,10 +264,10 @@ class Engine:
                 ):
                     looks = self._cluster is not None or self._is_better_possible is not None
                     self._wake.wait(_IDLE_SECONDS if looks else None)
-                arrived, self._inbox = self._inbox, []
+                arrived, self._inbox, is_closing = self._inbox, [], self._closing  # later ones are refused
             for active in arrived:
                 self._core.add(active)
-            if self._closing:
+            if is_closing:
                 break
             try:
                 if self._recovery is not None:
