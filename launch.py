@@ -91,7 +91,7 @@ def choose_model(name: str) -> tuple[ModelEntry, Path | None]:
         return find_model(name), None
     except UnknownModelError:
         path = Path(name)
-        if not path.exists():
+        if not name or not path.exists():
             raise
         return entry_of_file(path), path.parent
 

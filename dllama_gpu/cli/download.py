@@ -61,7 +61,7 @@ def get_model(name: str, into: Path, endpoint: str | None = None) -> list[Path]:
     from dllama_gpu.hub.client import HubClient
     from dllama_gpu.hub.repository import PREFIX, parse_hub_name
 
-    client = HubClient(endpoint)
+    client = HubClient(endpoint, waiting=lambda reason: note("waiting", reason))
     if name.startswith(PREFIX):
         return [_from_repository(client, parse_hub_name(name), into)]
     return _known_model(client, find_hub_model(name), into)
@@ -111,20 +111,26 @@ def _known_model(client: HubClient, model: HubModel, into: Path) -> list[Path]:
 
 
 def _from_repository(client: HubClient, name: HubName, into: Path) -> Path:
-    from dllama_gpu.hub.download import is_verified
+    from dllama_gpu.hub.download import check_space_for_all, is_verified
     from dllama_gpu.hub.repository import read_selection, select_files, write_selection
 
     folder = _made(into / name.folder)
     selection = read_selection(folder, name)
-    if selection is None or not all(is_verified(folder / PurePosixPath(file).name) for file in selection.files):
+    if selection is None or not all(is_verified(folder / PurePosixPath(file)) for file in selection.files):
         selection = select_files(client, name)
         if selection.remark is not None:
             note("chosen", selection.remark)
-        for file in selection.files:
-            url = client.file_url(selection.repository, file, selection.revision)
-            _get(client, [url], folder / PurePosixPath(file).name)
+        targets = {
+            _made((folder / PurePosixPath(file)).parent) / PurePosixPath(file).name: client.file_url(
+                selection.repository, file, selection.revision
+            )
+            for file in selection.files
+        }
+        check_space_for_all(client, targets)
+        for target, url in targets.items():
+            _get(client, [url], target)
         write_selection(folder, name, selection)
-    return folder if selection.model is None else folder / PurePosixPath(selection.model).name
+    return folder if selection.model is None else folder / PurePosixPath(selection.model)
 
 
 def _get(client: HubClient, urls: list[str], target: Path) -> None:

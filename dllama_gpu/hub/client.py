@@ -21,6 +21,7 @@ ENDPOINT = "https://huggingface.co"
 _CONNECT_SECONDS, _READ_SECONDS = 15.0, 30.0
 _MOST_FAILURES = 8  # in a row, without a byte in between
 _LONGEST_WAIT = 60.0
+_LONG_ENOUGH_TO_TELL = 2.0
 _MOST_REDIRECTS = 5
 _LARGEST_JSON = 64 << 20
 _CHUNK_BYTES = 1 << 15  # as much may be lost where a connection is cut
@@ -66,14 +67,19 @@ class HubClient:
         token: str | None = None,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Raises DllamaError when the endpoint is no http or https address."""
+        """`waiting` is told, in a sentence, when a request failed and is to be repeated after a while.
+
+        Raises DllamaError when the endpoint is no http or https address.
+        """
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise DllamaError(f"the endpoint {self.endpoint!r} is no address like {ENDPOINT}")
         self._token = token or os.environ.get("HF_TOKEN") or None
         self._sleep = sleep
+        self._waiting = waiting
 
     def file_url(self, repository: str, name: str, revision: str = "main") -> str:
         """Where a repository has a file."""
@@ -84,7 +90,7 @@ class HubClient:
 
         def fetch() -> Any:
             with self.get(f"{self.endpoint}{path}", what) as response:
-                data = b""
+                data = bytearray()
                 for chunk in body_chunks(response, what):
                     data += chunk
                     if len(data) > _LARGEST_JSON:
@@ -150,6 +156,8 @@ class HubClient:
                         f"{error}; tried {failures} times. Run this again later, it goes on here"
                     ) from None
                 wait = min(_LONGEST_WAIT, error.wait if error.wait is not None else 0.25 * 2.0**failures)
+                if wait >= _LONG_ENOUGH_TO_TELL and not stopped():
+                    self._waiting(f"{error}; the next try is in {wait:.0f} s")
                 while wait > 0 and not stopped():
                     self._sleep(min(wait, 0.5))
                     wait -= 0.5

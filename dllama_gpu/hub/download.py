@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from filelock import FileLock
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.shown import shown_text
 from dllama_gpu.hub.client import HubClient, RemoteFile, TemporaryError, body_chunks
-from dllama_gpu.hub.partial import Block, PartialFile
+from dllama_gpu.hub.partial import Block, PartialFile, partial_path
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
@@ -62,6 +62,19 @@ def fetch(
                 return
 
 
+def check_space_for_all(client: HubClient, urls: Mapping[Path, str]) -> None:
+    """Raises DllamaError when what is not here yet of several files (by their targets) does not fit the disk."""
+    missing = {target: url for target, url in urls.items() if not is_verified(target)}
+    if len(missing) < 2:  # `fetch` checks each file itself
+        return
+    needed = 0
+    for target, url in missing.items():
+        present = max(map(_size, (target, partial_path(target))))
+        needed += max(0, client.look_up(url, target.name).size - present)
+    first = next(iter(missing))
+    _check_space(first.parent, f"{first.name} with the other files of its model", needed)
+
+
 def is_verified(target: Path) -> bool:
     """Whether a file was fetched, verified, and not touched since."""
     try:
@@ -86,7 +99,7 @@ def _fetch(
         target.unlink()
     partial = PartialFile(target, parts)
     try:
-        _check_space(target, partial.total - partial.n_done)
+        _check_space(target.parent, target.name, partial.total - partial.n_done)
         _Transfer(client, parts, partial, progress).run()
         partial.flush()
         damage = _damage(partial.path, parts, verifying)
@@ -223,11 +236,15 @@ def _damage(path: Path, parts: Sequence[RemoteFile], progress: Progress | None) 
         return "it goes on behind its end" if file.read(1) else None
 
 
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_space(folder: Path, what: str, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed + _SPARE_BYTES:
         raise DllamaError(
-            f"{target.name} needs {needed / 1e9:.2f} GB more on the disk of {target.parent}, and {free / 1e9:.2f} GB "
+            f"{what} needs {needed / 1e9:.2f} GB more on the disk of {folder}, and {free / 1e9:.2f} GB "
             "are free; free some space, or name another folder"
         )
 

@@ -29,6 +29,11 @@ class Block:
     offset: int
 
 
+def partial_path(target: Path) -> Path:
+    """Where what is here of `target` is kept."""
+    return target.with_name(f"{target.name}.partial")
+
+
 class PartialFile:
     """`NAME.partial`, made of the `parts` one behind the other, and `NAME.partial.json`, which says what is done.
 
@@ -38,7 +43,7 @@ class PartialFile:
     def __init__(self, target: Path, parts: Sequence[RemoteFile]) -> None:
         """Raises DllamaError when the files cannot be written."""
         self.target = target
-        self.path = target.with_name(f"{target.name}.partial")
+        self.path = partial_path(target)
         self._state_path = target.with_name(f"{target.name}.partial.json")
         self._description = [[part.identity, part.size] for part in parts]
         self.blocks = _blocks(parts)

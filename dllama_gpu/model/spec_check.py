@@ -67,6 +67,9 @@ def _check_rope_scaling(spec: ModelSpec, path: Path) -> None:
     if not (beta_fast == beta_slow == 0.0 or 0.0 < beta_slow < beta_fast <= 1e6):
         found = f"the YaRN numbers beta_fast and beta_slow are {beta_fast:g} and {beta_slow:g}"
         raise _implausible(path, found, "numbers above 0, the first above the second")
+    if beta_fast and (spec.rope_theta == 1.0 or not scaling.original_max_seq_len):
+        found = f"with YaRN rope_theta is {spec.rope_theta:g} and the original length {scaling.original_max_seq_len}"
+        raise _implausible(path, found, "a number above 1 each")
     if not 0.0 < scaling.attention_factor <= 1e3:
         raise _implausible(path, f"attention_factor is {scaling.attention_factor:g}", "a number up to 1000")
     if not 0 <= scaling.original_max_seq_len < 1 << 31:

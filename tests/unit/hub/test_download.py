@@ -100,6 +100,14 @@ def test_a_server_that_is_busy_is_waited_for_as_it_asks(
     assert 7 <= sum(waits) < 20
 
 
+def test_a_long_wait_is_told(hub: Hub, tmp_path: Path) -> None:
+    told: list[str] = []
+    hub.files[NAME].refusals = [(503, {}), (429, {"Retry-After": "7"})]
+    fetch(HubClient(hub.endpoint, sleep=lambda _: None, waiting=told.append), [url(hub)], tmp_path / "x")
+    assert len(told) == 1
+    assert "is busy (HTTP 429); the next try is in 7 s" in told[0]
+
+
 def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(
     hub: Hub, client: HubClient, tmp_path: Path
 ) -> None:

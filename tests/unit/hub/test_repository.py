@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,6 +148,30 @@ def test_a_gguf_file_is_fetched_and_runs(hub: Hub, tmp_path: Path, capsys: pytes
     assert main(["download", "hf:org/repo:tiny.F32.gguf", "--into", str(tmp_path)]) == 0
     (model,) = capsys.readouterr().out.splitlines()
     assert main(["inference", "--model", model, "--prompt", "the", "--steps", "3", "--no-benchmark"]) == 0
+
+
+def test_files_of_one_name_in_several_folders_are_not_mistaken(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"q4/model.gguf": b"GGUF four", "q8/model.gguf": b"GGUF eight"}
+    hub.listings["org/repo"] = listing(list(contents))
+    hub.files |= {f"org/repo/{name}": Served(content) for name, content in contents.items()}
+    for name, content in contents.items():
+        assert main(["download", f"hf:org/repo:{name}", "--into", str(tmp_path)]) == 0
+        (path,) = capsys.readouterr().out.splitlines()
+        assert Path(path).read_bytes() == content
+
+
+def test_room_for_all_files_is_asked_for_before_the_first(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(2 << 20)
+    hub.listings["org/repo"] = listing(_PARTS)
+    hub.files |= {f"org/repo/{name}": Served(data) for name in _PARTS}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=(64 << 20) + 3 * (1 << 20)))
+    assert main(["download", "hf:org/repo", "--into", str(tmp_path)]) == 1
+    assert "with the other files of its model needs 0.00 GB more" in capsys.readouterr().err
+    assert hub.n_bytes_asked() == 0
 
 
 def test_commands_take_a_name_of_the_hub_for_a_model(

@@ -160,6 +160,7 @@ def _change_config(folder: Path, **changes):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but only 'silu' is supported"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope_type is 'longrope'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "mscale": 1.0}}, "RoPE scaling with mscale"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}, "rope_theta": 1.0}, "with YaRN rope_theta is 1 and"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": 0.5}},
             "beta_fast and beta_slow are 0.5 and 1",
