@@ -26,6 +26,7 @@ from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.cluster import ROOT, Cluster
 from dllama_gpu.net.key import read_key
+from dllama_gpu.net.loading import graph_bytes
 from dllama_gpu.net.measure import measure_speed
 from dllama_gpu.net.messages import NodeStatistics, printable
 from dllama_gpu.net.store import default_folder
@@ -86,6 +87,8 @@ def load_cluster(
         nodes = measured_nodes(source, device, options, cluster) if measured else []
         shards = shares(source, nodes, options, graph_options, cluster, wire)
         graphs = [build_graph(source, graph_options, shard) for shard in shards]
+        if options.ratio is not None and options.max_memory is not None:
+            _check_memory(graphs[0], options.max_memory)
         if not cluster.workers:
             note("cluster", "no worker that was found would make it faster, so this node works alone")
             with load_alone(source, graphs[0], device, options) as alone:
@@ -103,6 +106,16 @@ def load_cluster(
         _report(names, program.statistics())
         if options.trace is not None:
             save_trace(options.trace, program.trace(), program.graph, source.path.name)
+
+
+def _check_memory(graph: Graph, available: int) -> None:
+    """What the planner sees to and a ratio does not; workers look after themselves."""
+    needed = graph_bytes(graph)
+    if needed > available:
+        raise DllamaError(
+            f"this node's share of the ratio needs {size_text(needed)}, --max-memory allows {size_text(available)}; "
+            "lower its share or --max-seq-len, or raise --max-memory"
+        )
 
 
 def shares(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dllama_gpu.cli.arguments import Options, Parser, UsageError, number
@@ -13,6 +14,7 @@ from dllama_gpu.errors import DllamaError
 DEFAULT_TIMEOUT = 10.0
 AUTO = "auto"
 """In place of a worker's address: those that are found."""
+_LONGEST_TIMEOUT = 3600.0  # what workers accept
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -44,12 +46,37 @@ def seconds(text: str) -> float:
     return value
 
 
+def _silence(text: str) -> float:
+    value = seconds(text)
+    if value > _LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"{text} seconds are out of range, it must be at most {_LONGEST_TIMEOUT:g}")
+    return value
+
+
+class _Addresses(argparse.Action):
+    """Takes addresses behind spaces, commas or both."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Stores the list."""
+        addresses = [address for text in values or () for address in text.split(",") if address]
+        if not addresses:
+            parser.error(f"argument {option_string}: expected at least one address")
+        setattr(namespace, self.dest, addresses)
+
+
 def add_cluster_arguments(parser: Parser, *, trace: bool = True) -> None:
     """Declares what a root must know of its workers; `trace` for commands that do one thing and end."""
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--workers",
         nargs="+",
+        action=_Addresses,
         metavar="HOST:PORT",
         help="share the model with these `dllama-gpu worker`s; `auto` finds the free ones on this network and uses "
         "those that make it faster",
@@ -68,7 +95,7 @@ def add_cluster_arguments(parser: Parser, *, trace: bool = True) -> None:
     )
     group.add_argument(
         "--worker-timeout",
-        type=seconds,
+        type=_silence,
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
         help="how long a worker may be silent before it counts as lost (default: 10)",

@@ -19,7 +19,7 @@ from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.profile import Link, NodeProfile
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
-from dllama_gpu.net.addresses import Address, peer_of
+from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel, RemoteFailureError
 from dllama_gpu.net.cluster_program import LAST_WORDS_SECONDS, ClusterProgram, Worker, last_words
 from dllama_gpu.net.exchange import MeshExchange
@@ -227,7 +227,7 @@ class Cluster:
         try:
             for worker in self.workers:
                 # The way that the first connection took is known to work.
-                address = Address(peer_of(worker.channel.connection).host, worker.address.port)
+                address = Address(worker.host, worker.address.port)
                 channel = open_peer(address, worker.name, self._key, self._token, 0, self._timeout)
                 peers[worker.rank] = channel.connection
             for worker in self.workers:

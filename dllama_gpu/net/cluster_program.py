@@ -70,13 +70,21 @@ class Worker:
         """The same worker in another place."""
         return replace(self, rank=rank)
 
+    @property
+    def host(self) -> str:
+        """The number by which this machine reaches it. Raises PeerGoneError when the connection is gone."""
+        try:
+            return peer_of(self.channel.connection).host
+        except OSError:
+            raise PeerGoneError(self.name, "the connection was closed") from None
+
     def reachable_at(self) -> tuple[str, int]:
         """Host and port for other nodes: what the worker advertises, or where the root found it."""
         if self.report.advertised is not None:
             advertised = Address.parse(self.report.advertised, self.address.port)
             return advertised.host, advertised.port
         # The number of an interface is this machine's alone.
-        return peer_of(self.channel.connection).host.partition("%")[0], self.address.port
+        return self.host.partition("%")[0], self.address.port
 
     def leave(self) -> None:
         """Says goodbye, if the worker still listens."""

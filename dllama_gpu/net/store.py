@@ -134,17 +134,19 @@ class SliceStore:
     def make_room(self, n_bytes: int, keep: Collection[bytes]) -> None:
         """Removes the slices used longest ago, except `keep`, until `n_bytes` more stay within the limit.
 
-        Where they cannot, what comes is kept in memory.
+        What an interrupted transfer left counts like a slice, unless it is of `keep` and so among the `n_bytes`. Where
+        room cannot be made, what comes is kept in memory.
         """
-        if self._folder is None or not self.on_disk:
+        if self._folder is None or self._partial is None:
             return
+        kept = {digest.hex() for digest in keep}
+        left_over = [path for path in self._partial.iterdir() if path.name not in kept]
         entries = []
-        for path in (self._folder / "slices").glob("*/*"):
+        for path in (*(self._folder / "slices").glob("*/*"), *left_over):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 entries.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in entries) + n_bytes
-        kept = {digest.hex() for digest in keep}
         for _, size, path in sorted(entries):
             if total <= self._limit:
                 return

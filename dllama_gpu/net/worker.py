@@ -20,6 +20,7 @@ from dllama_gpu.net.session import Node, Session
 
 _MOST_STRANGERS = 128
 _STRANGER_SECONDS = 2 * HANDSHAKE_SECONDS
+_PROBE_SECONDS = 60.0  # megabytes over a slow radio
 _STOP_SECONDS = 15.0
 _ENDING_SECONDS = 1.0
 
@@ -95,7 +96,14 @@ class WorkerServer:
             self._strangers += 1
             thread = threading.Thread(target=self._receive_stranger, args=(connection,), daemon=True)
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads for now
+            self._node.log(f"a connection could not be served ({error})")
+            connection.close()
+            with self._lock:
+                self._strangers -= 1
+                self._threads.discard(thread)
 
     def _receive_stranger(self, connection: socket.socket) -> None:
         """Finds out who connected; a root is served in this thread."""
@@ -132,6 +140,7 @@ class WorkerServer:
                 return None
             if isinstance(hello, ProbeHello):
                 self._require_session(channel, hello.token)
+                channel.deadline = time.monotonic() + _PROBE_SECONDS
                 answer_probe(channel)
                 return None
             assert isinstance(hello, RootHello)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dllama_gpu.cli.arguments import Parser
+from dllama_gpu.cli.cluster_options import add_cluster_arguments
 from tests.support.tiny import TinyModel
 from tests.unit.cli.conftest import Run
 
@@ -82,3 +84,10 @@ def test_a_cluster_is_either_measured_or_described(
     done = run("plan", "--model", tiny.model, *options)
     assert (done.status, done.out) == (2, "")
     assert sentence in done.err
+
+
+@pytest.mark.parametrize("written", [["a:1", "b:2"], ["a:1,b:2"], ["a:1,", "b:2"]])
+def test_workers_are_named_behind_spaces_or_commas(written: list[str]) -> None:
+    parser = Parser("dllama-gpu plan")
+    add_cluster_arguments(parser)
+    assert parser.parse_args(["--workers", *written]).workers == ["a:1", "b:2"]

@@ -25,6 +25,11 @@ from tests.unit.cli.conftest import Run
         (["inference", "--model", "x", "--prompt"], "--prompt: expected one argument (one that begins with -"),
         (["inference", "--model", "x", "--prompt", "-v"], "--prompt: expected one argument (one that begins with -"),
         (["perplexity", "--model", "x"], "the following arguments are required: --file"),
+        (["plan", "--model", "x", "--workers", ","], "--workers: expected at least one address"),
+        (
+            ["plan", "--model", "x", "--worker-timeout", "3601"],
+            "3601 seconds are out of range, it must be at most 3600",
+        ),
         (["devices", "all"], "unknown argument 'all'"),
         (["convert", "safetensors", "a", "b", "c"], "format: invalid choice: 'safetensors'"),
         (["convert", "gguf", "a.gguf"], "one or two files to write are wanted, OUT.m and OUT.t, not 0"),

@@ -125,6 +125,19 @@ def test_slices_in_use_are_never_removed(tmp_path: Path, warnings: list[str]) ->
     assert put(store, DATA[:999]).path is None
 
 
+def test_what_an_interrupted_transfer_left_counts_and_goes_in_its_turn(tmp_path: Path, warnings: list[str]) -> None:
+    store = SliceStore(tmp_path, limit=2500, warn=warnings.append)
+    abandoned, wanted = DATA[:2000], DATA[2000:4000]
+    for data in (abandoned, wanted):
+        writer = store.receive(digest(data), 2000, 0)
+        writer.write(data[:1000])
+        writer.abandon()
+    store.make_room(2000, keep=[digest(wanted)])
+    assert store.arrived(digest(abandoned), 2000) == 0
+    assert store.arrived(digest(wanted), 2000) == 1000
+    assert not warnings
+
+
 class FullDisk:
     """A file that takes no byte more."""
 

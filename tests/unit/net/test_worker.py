@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,11 +34,13 @@ from dllama_gpu.net.messages import (
     PeerTable,
     Ping,
     Pong,
+    ProbeHello,
     RootHello,
     SliceHashes,
     StartTrace,
     StepBatch,
     StepMessage,
+    Welcome,
     encode,
 )
 from dllama_gpu.net.session import Node
@@ -198,6 +201,22 @@ def test_nobody_joins_a_session_without_its_token(worker: Listening) -> None:
     with pytest.raises(RemoteFailureError, match="no session with this token"):
         open_peer(worker.address, "the worker", None, b"x" * 32, 0, 5.0)
     open_peer(worker.address, "the worker", None, TOKEN, 0, 5.0).close()
+    root.close()
+
+
+def test_a_way_may_take_longer_to_measure_than_a_stranger_has(
+    worker: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dllama_gpu.net.worker._STRANGER_SECONDS", 0.5)
+    root = worker.root()
+    root.receive(NodeReport)
+    other = open_channel(worker.address, "the worker", worker.key, 5.0)
+    other.send(ProbeHello(TOKEN))
+    other.receive(Welcome)
+    time.sleep(0.8)
+    other.send(Ping(b"", 3))
+    assert len(other.receive(Pong).payload) == 3
+    other.close()
     root.close()
 
 
