@@ -119,15 +119,18 @@ class ToolCallParser:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
         if not isinstance(arguments, dict):
             return None
-        return ParsedCall(call_id(), name, _written(arguments))
+        try:
+            return ParsedCall(call_id(), name, _written(arguments))
+        except (ValueError, RecursionError):  # Python reads NaN and 1e999, but no other reader of JSON does
+            return None
 
 
 def _written(arguments: dict[str, Any]) -> str:
-    text = json.dumps(arguments, ensure_ascii=False)
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can carry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 PROGRAM = "dllama-gpu api"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")  # what a browser sends as Origin
 DESCRIPTION = """Serve a model to many users at once through OpenAI's API, and a page to chat with it at /.
 
 Any client for OpenAI's API works with the base URL http://HOST:PORT/v1. Ctrl-C ends the server;
@@ -165,6 +167,13 @@ def _settings(options: Options) -> Settings:
     names = tuple(dict.fromkeys(options.model_name or [options.model.stem or options.model.name]))
     if not all(names):
         raise UsageError("--model-name is empty, but clients must be able to say it", PROGRAM)
+    for origin in options.cors_origin or ():
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin} is no origin, so it would match no page; write it as https://example.org, "
+                "without a path, or * for all",
+                PROGRAM,
+            )
     return Settings(
         model_names=names,
         api_keys=_keys(options),

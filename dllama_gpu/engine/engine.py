@@ -243,7 +243,7 @@ class Engine:
     def _retry_after(self) -> float:
         """A guess when a place in the queue will be free."""
         done = sum(self._meters.n_finished.values())
-        each = (self._clock() - self._meters.started_at) / done if done else 5.0
+        each = self._meters.step_seconds / done if done else 5.0  # idle hours say nothing
         return min(max(each, 1.0), 60.0)
 
     def _notify(self) -> None:

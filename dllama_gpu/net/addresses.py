@@ -136,7 +136,8 @@ def listen(host: str | None, port: int) -> list[socket.socket]:
         try:
             families = {entry[0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         except (socket.gaierror, UnicodeError) as error:
-            raise DllamaError(f"--host {host} cannot be found ({error}); give an address of this machine") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DllamaError(f"--host {host} cannot be found ({reason}); give an address of this machine") from None
     else:
         families = {socket.AF_INET, socket.AF_INET6} if socket.has_ipv6 else {socket.AF_INET}
     sockets: list[socket.socket] = []

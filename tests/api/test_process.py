@@ -41,6 +41,7 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(smollm2_gguf: Path):
         (["--api-key", "two words "], 2, "printable"),
         (["--api-key-file", "/nonexistent"], 1, "/nonexistent"),
         (["--model-name", ""], 2, "--model-name"),
+        (["--cors-origin", "example.org"], 2, "--cors-origin"),
         (["--slots", "0"], 2, "--slots"),
         (["--chat-template", "nope"], 1, "nope"),
         (["--port", "70000"], 2, "--port"),

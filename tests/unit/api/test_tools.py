@@ -36,6 +36,14 @@ CASES = [
     (ToolFormat.HERMES, "<tool_call>not json</tool_call>", "<tool_call>not json</tool_call>", []),
     (ToolFormat.HERMES, '<tool_call>{"name":"h"}</tool_call>', '<tool_call>{"name":"h"}</tool_call>', []),
     (ToolFormat.HERMES, '<tool_call>{"name":["f"]}</tool_call>', '<tool_call>{"name":["f"]}</tool_call>', []),
+    # Numbers and depths that Python may read, but that are no JSON for a client.
+    *[
+        (ToolFormat.HERMES, bad, bad, [])
+        for bad in (
+            f'<tool_call>{{"name":"f","arguments":{arguments}}}</tool_call>'
+            for arguments in ('{"a": 1e999}', '{"a": NaN}', '"' + "[" * 20000 + '"')
+        )
+    ],
     (ToolFormat.HERMES, "a <tool_call>cut off", "a<tool_call>cut off", []),
     (ToolFormat.LLAMA3, '{"name": "f", "parameters": {"a": 1}}', "", [("f", {"a": 1})]),
     (ToolFormat.LLAMA3, '<|python_tag|>{"name": "f", "parameters": {}}', "", [("f", {})]),
