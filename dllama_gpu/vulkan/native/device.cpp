@@ -28,6 +28,14 @@ uint32_t compute_family(const vk::PhysicalDevice& device) {
   return found;
 }
 
+// Whether a shader says that it uses cooperative matrices, whose layout is that of one size of subgroups.
+bool uses_matrices(const std::vector<uint32_t>& spirv) {
+  constexpr uint32_t kOpCapability = 2u << 16 | 17u, kCooperativeMatrixKHR = 6022;
+  for (size_t i = 5; i + 1 < spirv.size() && spirv[i] == kOpCapability; i += 2)
+    if (spirv[i + 1] == kCooperativeMatrixKHR) return true;
+  return false;
+}
+
 struct FreedZeros {
   void operator()(void* memory) const { std::free(memory); }
 };
@@ -87,6 +95,10 @@ Kernel::Kernel(std::shared_ptr<Device> device, const std::vector<uint32_t>& spir
   const uint32_t subgroup_size = required_subgroup_size ? required_subgroup_size : subgroup.size;
   scope.full_subgroups =
       device_->info().features.full_subgroups && !specialization.empty() && specialization[0] % subgroup_size == 0;
+  // Full subgroups of a size that nobody chose are the widest on Intel, where half of that is faster for most shaders.
+  // Tuning counts on at most the size that the device reports.
+  scope.varying_subgroups = scope.full_subgroups && !required_subgroup_size && subgroup.max_size &&
+                            subgroup.max_size <= subgroup.size && !uses_matrices(spirv);
   try {
     algorithm_ = std::make_shared<kp::Algorithm>(
         device_->handle(), std::vector<std::shared_ptr<kp::Tensor>>(n_bindings, placeholder), spirv,
@@ -183,10 +195,17 @@ int Device::memory_type(BufferKind kind) const {
       break;
   }
   const auto types = physical_->getMemoryProperties();
-  for (const vk::MemoryPropertyFlags& wish : wishes)
-    for (uint32_t i = 0; i < types.memoryTypeCount; ++i)
-      if ((buffer_memory_types_ >> i & 1) && (types.memoryTypes[i].propertyFlags & wish) == wish)
-        return static_cast<int>(i);
+  const auto heap_bytes = [&](int type) { return types.memoryHeaps[types.memoryTypes[type].heapIndex].size; };
+  for (const vk::MemoryPropertyFlags& wish : wishes) {
+    int found = -1;
+    for (int i = 0; i < static_cast<int>(types.memoryTypeCount); ++i) {
+      if (!(buffer_memory_types_ >> i & 1) || (types.memoryTypes[i].propertyFlags & wish) != wish) continue;
+      // Of the device's own memory the largest heap: beside it there may be a window of 256 MiB.
+      const bool larger = found >= 0 && (wish & Property::eDeviceLocal) && heap_bytes(i) > heap_bytes(found);
+      if (found < 0 || larger) found = i;
+    }
+    if (found >= 0) return found;
+  }
   throw VulkanError(info_.name + " has no memory of the kind asked for");
 }
 

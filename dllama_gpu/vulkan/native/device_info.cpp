@@ -193,8 +193,13 @@ void read_heaps(const vk::PhysicalDevice& device, bool with_budget, DeviceInfo& 
   const bool integrated = info.type == "integrated" || info.type == "cpu";
   const auto needed = vk::MemoryPropertyFlagBits::eDeviceLocal | vk::MemoryPropertyFlagBits::eHostVisible |
                       vk::MemoryPropertyFlagBits::eHostCoherent;
+  uint64_t largest = 0;
+  for (const Heap& heap : info.heaps)
+    if (heap.device_local) largest = std::max(largest, heap.n_bytes);
   for (uint32_t i = 0; i < found.memoryTypeCount; ++i)
-    if (integrated && (found.memoryTypes[i].propertyFlags & needed) == needed) info.unified_memory = true;
+    if (integrated && (found.memoryTypes[i].propertyFlags & needed) == needed &&
+        info.heaps[found.memoryTypes[i].heapIndex].n_bytes == largest)
+      info.unified_memory = true;
 }
 
 std::string hex(const uint8_t* bytes, size_t count) {

@@ -142,6 +142,8 @@ VKAPI_ATTR VkResult VKAPI_CALL create_pipelines(VkDevice device, VkPipelineCache
   size.requiredSubgroupSize = scope->required_subgroup_size;
   if (scope->required_subgroup_size) info.stage.pNext = &size;
   if (scope->full_subgroups) info.stage.flags |= VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT_EXT;
+  if (scope->varying_subgroups)
+    info.stage.flags |= VK_PIPELINE_SHADER_STAGE_CREATE_ALLOW_VARYING_SUBGROUP_SIZE_BIT_EXT;
   const VkPipelineCache shared = scope->pipeline_cache ? scope->pipeline_cache : cache;
   return guarded([&] { return original.create_pipelines(device, shared, 1, &info, callbacks, pipelines); });
 }

@@ -29,6 +29,7 @@ struct Scope {
   VkPipelineCache pipeline_cache = VK_NULL_HANDLE;  // in place of Kompute's own
   uint32_t required_subgroup_size = 0;
   bool full_subgroups = false;  // no lane of a subgroup may be missing
+  bool varying_subgroups = false;  // the driver chooses their size for each shader
   int memory_type = -1;  // in place of the first that fits
 
   VkResult error = VK_SUCCESS;

@@ -59,7 +59,12 @@ Recording::Recording(std::shared_ptr<Device> device, uint32_t n_timestamps)
 }
 
 Recording::~Recording() {
-  if (pending_ && !wait(kLastWaitSeconds)) {
+  bool idle = true;
+  try {
+    idle = !pending_ || wait(kLastWaitSeconds);
+  } catch (const std::exception&) {  // the device was lost meanwhile: nothing runs there any more
+  }
+  if (!idle) {
     // Freeing what the device still uses would crash the driver; a hung device is lost anyway.
     new std::shared_ptr<kp::Sequence>(sequence_);
     new std::shared_ptr<Device>(device_);
