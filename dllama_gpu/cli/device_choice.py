@@ -39,13 +39,15 @@ class DeviceChoice:
         from dllama_gpu.cli.gpu_check import open_checked
         from dllama_gpu.engine.split_device import SplitDevice
 
+        gpu = open_checked(self.gpu)
         return SplitDevice(
-            open_checked(self.gpu),
+            gpu,
             functools.cache(lambda: CpuDevice(options.nthreads, pin=options.pin_threads)),
             available_memory,
             tell=lambda text: note("share", text),
             max_memory=options.max_memory,
             gpu_layers=options.gpu_layers,
+            shares_memory=gpu.gpu.info.unified_memory,
         )
 
     def free_memory(self) -> int | None:

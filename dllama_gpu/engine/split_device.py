@@ -41,7 +41,7 @@ class SplitDevice:
 
     `max_memory` bounds what the GPU's part may take, besides what is free. With `gpu_layers` the GPU computes that many
     layers' worth of every layer, whatever fits. `cpu_memory` says what the machine has left (None: unknown), and `tell`
-    is told sentences about who does what.
+    is told sentences about who does what. With `shares_memory` the GPU's memory is a part of the machine's.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class SplitDevice:
         tell: Callable[[str], None],
         max_memory: int | None = None,
         gpu_layers: int | None = None,
+        shares_memory: bool = False,
     ) -> None:
         self._gpu = gpu
         self._make_cpu = make_cpu
@@ -59,6 +60,7 @@ class SplitDevice:
         self._tell = tell
         self._max_memory = max_memory
         self._gpu_layers = gpu_layers
+        self._shares_memory = shares_memory
 
     @property
     def name(self) -> str:
@@ -67,7 +69,8 @@ class SplitDevice:
 
     def free_memory(self) -> int:
         """Bytes that a program may take on both together."""
-        return self._gpu.free_memory() + (self._cpu_memory() or 0)
+        gpu, cpu = self._gpu.free_memory(), self._cpu_memory() or 0
+        return max(gpu, cpu) if self._shares_memory else gpu + cpu
 
     def compile(self, graph: Graph, source: ModelSource, progress: LoadProgress | None = None) -> Program:
         """Loads a whole model. Raises DllamaError as the devices do, and where it fits neither nor both."""
@@ -94,10 +97,16 @@ class SplitDevice:
     def _planned(self, graph: Graph, source: ModelSource) -> Sequence[Shard]:
         """Rank 0 is the CPU, which reads embeddings from the file: they take no memory on the GPU then."""
         spec, options = source.spec, _options_of(graph)
+        machine = self._cpu_memory()
+        if self._shares_memory and machine is not None and (taken := self._gpu.bytes_of(graph)) > machine:
+            raise DllamaError(
+                f"the model takes {taken / 2**30:.1f} GiB, but this machine, whose memory {self.name} shares, has "
+                f"{machine / 2**30:.1f} GiB available; use a smaller --max-seq-len, or add --workers"
+            )
         weight_type = spec.weight_type
         cpu = self._make_cpu()
         speeds = [measure_speed(device, weight_type) for device in (cpu, self._gpu)]
-        memory = self._cpu_memory() or _PLENTY
+        memory = machine or _PLENTY
         nodes = [
             NodeProfile(name, speed.bytes_per_second, speed.flops_per_second, size, speed.op_seconds)
             for name, speed, size in zip(("CPU", "GPU"), speeds, (memory, self._limit()), strict=True)

@@ -159,6 +159,20 @@ def test_a_model_too_large_for_both_is_a_sentence(source: ModelSource) -> None:
         device.compile(graph_of(source), source)
 
 
+def test_memory_that_both_share_is_counted_once(source: ModelSource) -> None:
+    graph = graph_of(source)
+    whole = SmallGpu(0).bytes_of(graph)
+    gpu = SmallGpu(whole * 3 // 4)
+
+    def device(machine: int) -> SplitDevice:
+        return SplitDevice(gpu, lambda: CpuDevice(1), lambda: machine, print, shares_memory=True)
+
+    assert device(whole).free_memory() == whole
+    assert isinstance(device(whole).compile(graph, source), SplitProgram)
+    with pytest.raises(DllamaError, match="this machine, whose memory small shares"):
+        device(whole - 1).compile(graph, source)
+
+
 def test_a_failure_on_one_device_ends_the_step_on_both(source: ModelSource) -> None:
     graph = graph_of(source)
     program = split(SmallGpu(1 << 30), gpu_layers=1).compile(graph, source)
