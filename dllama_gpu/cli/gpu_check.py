@@ -10,13 +10,13 @@ from pathlib import Path
 
 from dllama_gpu.cli.display import note
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import compare_devices
+from dllama_gpu.engine.self_test import Failure, compare_devices
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device
 from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.device import VulkanDevice
 from dllama_gpu.vulkan.discovery import find_gpus
-from dllama_gpu.vulkan.errors import GpuError
+from dllama_gpu.vulkan.errors import GpuError, GpuMemoryError
 from dllama_gpu.vulkan.limits import Tier
 from dllama_gpu.vulkan.pipeline_cache import cache_folder, cache_key, write_quietly
 from dllama_gpu.vulkan.shaders import shaders_digest
@@ -39,7 +39,7 @@ class Verdict:
 def open_checked(index: int) -> VulkanDevice:
     """The `index`th GPU with the highest tier that passes the self-test; says loudly what does not.
 
-    Raises GpuError when not even the lowest passes, or the GPU cannot be opened.
+    Raises GpuError when not even the lowest passes, the GPU cannot be opened, or has no memory for the test.
     """
     verdict = verdict_of(index)
     name = f"vulkan:{index} ({find_gpus()[index].name})"
@@ -118,7 +118,12 @@ def _path(info: _native.DeviceInfo) -> Path:
 
 
 def _wrong_with(device: Device, trusted: Device) -> list[str]:
+    """Raises GpuMemoryError: that other programs hold the memory is no fault of the shaders, and not remembered."""
     try:
-        return [f"{failure.case}: {failure.what}" for failure in compare_devices(device, trusted)]
+        failures = compare_devices(device, trusted)
     except DllamaError as error:
-        return [str(error)]
+        failures = [Failure("self-test", str(error), error)]
+    for failure in failures:
+        if isinstance(failure.error, GpuMemoryError):
+            raise failure.error
+    return [f"{failure.case}: {failure.what}" for failure in failures]

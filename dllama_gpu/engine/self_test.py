@@ -7,7 +7,7 @@ its buffers is compared.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,13 @@ from dllama_gpu.model.spec import Architecture, ModelSpec, RopeStyle
 _DIM, _HIDDEN, _VOCAB = 160, 96, 333  # no powers of two
 _HEADS, _KV_HEADS, _HEAD_DIM = 6, 3, 32
 _SEQ_LEN, _MAX_ROWS = 96, 40
+_LONG, _LONG_ROW_COUNTS = 1024, (*[_MAX_ROWS] * 7, 2)
+"""Enough for graphics cards to cut a row's positions into parts."""
 _EXACT, _ROUNDED = 2e-3, 3e-2
 """Tolerances, of the largest value: a row that is rounded to Q80 may round the other way."""
+
+
+_ROW_COUNTS = (1, 5, _MAX_ROWS)
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,19 @@ class Case:
     graph: Graph
     results: tuple[str, ...]
     is_rounded: bool = False
+    row_counts: tuple[int, ...] = _ROW_COUNTS
+    """Of the steps."""
+    grows: bool = False
+    """Whether each step continues the one before it; row counts are even then."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that came out differently, and how."""
+    """A case that came out differently, and how. `error`: what was raised in place of a result."""
 
     case: str
     what: str
+    error: DllamaError | None = None
 
 
 def compare_devices(device: Device, trusted: Device) -> list[Failure]:
@@ -80,18 +90,15 @@ def compare_devices(device: Device, trusted: Device) -> list[Failure]:
         try:
             found = _results(device, case, source)
         except DllamaError as error:
-            failures.append(Failure(case.name, str(error)))
+            failures.append(Failure(case.name, str(error), error))
             continue
         tolerance = _ROUNDED if case.is_rounded else _EXACT
-        for n_rows, ours, theirs in zip(_ROW_COUNTS, found, wanted, strict=True):
+        for n_rows, ours, theirs in zip(case.row_counts, found, wanted, strict=True):
             difference = _difference(ours, theirs)
             if not difference <= tolerance:  # not a number is no less either
                 failures.append(Failure(case.name, f"{n_rows} rows differ by {difference:.2g} of their largest value"))
                 break
     return failures
-
-
-_ROW_COUNTS = (1, 5, _MAX_ROWS)
 
 
 def cases(source: _RandomSource) -> Iterator[Case]:
@@ -155,6 +162,9 @@ def _attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]
             graph = _graph(buffers, [embedding, projection], steps, [KvCache("kv", _KV_HEADS, _HEAD_DIM)])
             rounded = type is BufferType.Q80
             yield Case(f"rope {style.value} and attention to {type.value}", graph, ("angles", "out"), rounded)
+            if style is RopeStyle.HALF_SPLIT:
+                long = replace(graph, seq_len=_LONG)
+                yield Case(f"long attention to {type.value}", long, ("out",), rounded, _LONG_ROW_COUNTS, grows=True)
 
 
 def _special_attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]:
@@ -259,17 +269,17 @@ def _graph(
 
 
 def _results(device: Device, case: Case, source: _RandomSource) -> list[npt.NDArray[np.float64]]:
-    """The result buffers side by side for each of `_ROW_COUNTS`; rows go to both slots, behind what is there."""
+    """The result buffers side by side for each step; rows go to both slots, behind what is there."""
     program = device.compile(case.graph, source)
     generator = np.random.default_rng(1)
     found, past = [], 0
-    for n_rows in _ROW_COUNTS:
+    for n_rows in case.row_counts:
         tokens = generator.integers(0, _VOCAB, n_rows)
         first = (n_rows + 1) // 2
         rows = [Row(int(token), 0, past + i, True) for i, token in enumerate(tokens[:first])]
         rows += [Row(int(token), 1, past + i, True, 0.7) for i, token in enumerate(tokens[first:])]
         program.run(Batch.of(rows))
-        past += first if n_rows == 1 else 0  # so that the second slot has no gaps
+        past += first if n_rows == 1 or case.grows else 0  # so that the second slot has no gaps
         found.append(np.concatenate([program.buffer(name, n_rows) for name in case.results], axis=1).astype(np.float64))
     return found
 

@@ -11,6 +11,10 @@ class GpuError(DllamaError):
     """A GPU failed, or cannot be had."""
 
 
+class GpuMemoryError(GpuError):
+    """A GPU has too little memory free: other programs may hold it, so that it says nothing about the GPU itself."""
+
+
 class NoGpuError(GpuError):
     """This system offers none."""
 

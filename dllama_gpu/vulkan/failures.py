@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dllama_gpu.vulkan import _native
-from dllama_gpu.vulkan.errors import GpuError
+from dllama_gpu.vulkan.errors import GpuError, GpuMemoryError
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def explained(gpu: str, doing: str) -> Iterator[None]:
     try:
         yield
     except _native.OutOfMemoryError as error:
-        raise GpuError(
+        raise GpuMemoryError(
             f"{gpu} has no memory left while {doing} ({error}); use a smaller --max-seq-len, add --workers, or close "
             "programs that use the GPU"
         ) from error

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dllama_gpu.graph.batch import LoadProgress
 from dllama_gpu.vulkan import _native
-from dllama_gpu.vulkan.errors import GpuError
+from dllama_gpu.vulkan.errors import GpuError, GpuMemoryError
 from dllama_gpu.vulkan.failures import explained
 from dllama_gpu.vulkan.gpu import Gpu
 from dllama_gpu.vulkan.plan import Allocation, Use
@@ -104,18 +104,19 @@ class ProgramMemory:
         recording.run(_SECONDS)
 
     def _check(self) -> None:
+        largest = min(_LARGEST, self._gpu.info.limits.max_memory_allocation_size)
         for allocation in self.allocations:
-            if allocation.n_bytes > _LARGEST:
+            if allocation.n_bytes > largest:
                 raise GpuError(
-                    f"{allocation.name} takes {allocation.n_bytes / 2**30:.1f} GiB, but GPUs take 4 GiB in one piece; "
-                    "add --workers, so that each node holds a part"
+                    f"{allocation.name} takes {allocation.n_bytes / 2**30:.1f} GiB, but {self._gpu.label} takes "
+                    f"{largest / 2**30:.1f} GiB in one piece; add --workers, so that each node holds a part"
                 )
         if self._gpu.info.type == "cpu":  # what such a driver says about memory is made up
             return
         needed = sum(allocation.n_bytes for allocation in self.allocations)
         free = self._gpu.free_memory()
         if needed > free:
-            raise GpuError(
+            raise GpuMemoryError(
                 f"{self._gpu.label} has {free / 2**30:.1f} GiB of memory free, but its share of the model takes "
                 f"{needed / 2**30:.1f} GiB; use a smaller --max-seq-len, or add --workers"
             )

@@ -56,6 +56,21 @@ def test_a_verdict_is_remembered_for_the_same_shaders(device_index: int, tmp_pat
         assert recall(path, "one") is None
 
 
+def test_memory_that_others_hold_is_no_verdict(
+    device_index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dllama_gpu.cli import gpu_check
+    from dllama_gpu.vulkan import _native
+    from dllama_gpu.vulkan.errors import GpuMemoryError
+
+    monkeypatch.setattr(gpu_check, "cache_folder", lambda: tmp_path)
+    _native.fail_allocations(1)
+    with pytest.raises(GpuMemoryError, match="no memory left"):
+        gpu_check.verdict_of(device_index)
+    assert gpu_check.recalled_verdict(device_index) is None
+    assert not gpu_check.verdict_of(device_index).wrong
+
+
 def test_wrong_results_are_told_and_not_used(
     device_index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
