@@ -93,9 +93,8 @@ def _gpu_facts(index: int, info: _native.DeviceInfo) -> list[tuple[str, str]]:
         "memory budget": features.memory_budget,
     }
     best = best_tier(info)
-    missing = (
-        None if best is max(Tier) else f"for {Tier(best + 1).name.lower()} it lacks {missing_for(Tier(best + 1), info)}"
-    )
+    lacking = None if best is max(Tier) else missing_for(Tier(best + 1), info)
+    missing = lacking and f"for {Tier(best + 1).name.lower()} it lacks {lacking}"
     total = max((heap.n_bytes for heap in info.heaps if heap.device_local), default=0)
     sort = {"cpu": "a driver on processors, no GPU", "other": "GPU of an unknown sort"}
     facts = [

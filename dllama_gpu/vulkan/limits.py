@@ -15,6 +15,17 @@ class Tier(IntEnum):
     """Subgroup arithmetic for sums."""
     DOT = 2
     """Integer dot products: matmuls of quantized weights read int8 activations."""
+    MATRIX = 3
+    """Cooperative matrices, f16 with f32 sums: matmuls of many rows by weights that are not F32."""
+
+
+@dataclass(frozen=True)
+class MatrixSize:
+    """What a subgroup multiplies at once: (m, k) of weights by (k, n) of activations."""
+
+    m: int
+    n: int
+    k: int
 
 
 @dataclass(frozen=True)
@@ -31,3 +42,5 @@ class DeviceLimits:
     """minStorageBufferOffsetAlignment."""
     is_cpu: bool = False
     """A driver that computes on processors (lavapipe): few, narrow units, and no latency to hide."""
+    matrix: MatrixSize | None = None
+    """Of the matrix units, where shaders can use them."""

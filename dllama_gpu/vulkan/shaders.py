@@ -18,6 +18,11 @@ def read_spirv(name: str) -> bytes:
         raise DllamaError(f"the shader {path} cannot be read ({error.strerror}); install dllama-gpu again") from error
 
 
+def has_shader(name: str) -> bool:
+    """Whether it was installed: an old glslang cannot compile all."""
+    return (_folder() / f"{name}.spv").is_file()
+
+
 def shaders_digest() -> str:
     """A hash of all shaders: what is known of one build of them may be wrong of another."""
     digest = hashlib.sha256()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.limits import DeviceLimits, MatrixSize, Tier
 
 _MAX_MATVEC_ROWS = 8  # batch rows that a matmul without shared memory computes together
+MATRIX_SUBGROUPS = 4  # of a workgroup of shaders/matmul_matrix.glsl
+MATRIX_SHARED_BYTES = 27 << 10  # 64 + 64 rows of 80 bytes, and sums of 64 rows of 272 bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class TileShape:
     def workgroup(self) -> int:
         """Invocations."""
         return self.rows // self.lane_rows * self.batch // self.lane_batch
+
+
+@dataclass(frozen=True)
+class MatrixTile:
+    """A workgroup's tile of 64 weight rows of a matmul on matrix units, and each subgroup's part of it."""
+
+    workgroup: int
+    batch: int
+    subgroup_rows: int
+    subgroup_batch: int
+    size: MatrixSize
 
 
 def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
@@ -135,6 +148,20 @@ def tile(tuning: Tuning, dot: bool, n_rows: int, batch_rows: int) -> TileShape:
     large, small = TileShape(64, batch, 8, 4), TileShape(64, batch, 4, 4)
     n_lanes = -(-n_rows // 64) * -(-batch_rows // batch) * large.workgroup
     return small if n_lanes < tuning.busy_lanes and small.workgroup <= tuning.limits.max_invocations else large
+
+
+def matrix_tile(tuning: Tuning, type: FloatType, packed_input: bool, batch_rows: int) -> MatrixTile | None:
+    """A matmul's tile on matrix units; None where another matmul is faster, or f16 would lose what is asked for."""
+    size = tuning.limits.matrix
+    exact = type is FloatType.F32 or packed_input != type.is_quantized
+    if tuning.tier < Tier.MATRIX or size is None or exact or batch_rows <= _MAX_MATVEC_ROWS:
+        return None
+    workgroup = MATRIX_SUBGROUPS * tuning.limits.subgroup_size
+    if batch_rows <= 16:
+        return MatrixTile(workgroup, 16, 16, 16, size)
+    if batch_rows <= 32:
+        return MatrixTile(workgroup, 32, 32, 16, size)
+    return MatrixTile(workgroup, 64, 32, 32, size)
 
 
 def attention_heads(tuning: Tuning, group: int, head_units: int, lanes: int) -> int:

@@ -70,14 +70,16 @@ def validated_devices(
 ) -> Iterator[Callable[[Tier | None], VulkanDevice]]:
     """A device for each tier, made when it is first wanted and under validation."""
     from dllama_gpu.vulkan.device import VulkanDevice
+    from dllama_gpu.vulkan.limits import Tier
     from dllama_gpu.vulkan.tiers import best_tier, missing_for
 
     devices: dict[Tier, VulkanDevice] = {}
 
     def device(tier: Tier | None = None) -> VulkanDevice:
         tier = best_tier(validated_device.info) if tier is None else tier
-        if tier > best_tier(validated_device.info):
-            pytest.skip(f"{validated_device.info.name} has no {missing_for(tier, validated_device.info)}")
+        for step in Tier:
+            if step <= tier and (lack := missing_for(step, validated_device.info)) is not None:
+                pytest.skip(f"{validated_device.info.name} has no {lack}")
         if tier not in devices:
             devices[tier] = VulkanDevice(device_index, tier=tier, validation=True)
         return devices[tier]

@@ -36,6 +36,7 @@ from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import RopeStyle
 from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.tiers import limits_of, missing_for
 from dllama_gpu.vulkan.tuning import Tuning, for_device
 from tests.oracle.numpy_device import NumpyDevice, NumpyProgram
 from tests.support.arrays import ArraySource
@@ -66,17 +67,21 @@ SETTINGS = [
     Setting("subgroup", Tier.SUBGROUP, replace(for_device(WIDE, Tier.SUBGROUP), busy_lanes=0)),
     Setting("dot", Tier.DOT, replace(for_device(SMALL, Tier.DOT), busy_lanes=300)),
     Setting("dot-processor", Tier.DOT, on_processor(Tier.DOT)),
+    Setting("matrix", Tier.MATRIX, on_processor(Tier.MATRIX)),
 ]
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda setting: setting.name)
 def setting_runner(request: pytest.FixtureRequest, validated_device: _native.Device) -> PlanRunner:
     setting: Setting = request.param
-    if setting.tier >= Tier.DOT and not validated_device.info.features.integer_dot_product:
-        pytest.skip("this driver has no integer dot product")
-    if setting.tier >= Tier.SUBGROUP and "arithmetic" not in validated_device.info.subgroup.operations:
-        pytest.skip("this driver has no subgroup arithmetic")
-    return PlanRunner(validated_device, setting.tuning.limits, setting.tier, setting.tuning)
+    info, tuning = validated_device.info, setting.tuning
+    for tier in Tier:
+        if tier <= setting.tier and (lack := missing_for(tier, info)) is not None:
+            pytest.skip(f"{info.name} has no {lack}")
+    if setting.tier is Tier.MATRIX:
+        own = limits_of(info)
+        tuning = replace(tuning, limits=replace(tuning.limits, subgroup_size=own.subgroup_size, matrix=own.matrix))
+    return PlanRunner(validated_device, tuning.limits, setting.tier, tuning)
 
 
 @pytest.fixture
@@ -147,6 +152,11 @@ def compare(programs: Programs, name: str, n_rows: int, tolerance: float = 2e-5)
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
+def rounding(runner: PlanRunner, float_type: FloatType) -> float:
+    """Tolerance of a matmul: on matrix units its factors are rounded to f16, but for F32 weights."""
+    return 5e-4 if runner.tier is Tier.MATRIX and float_type is not FloatType.F32 else 2e-5
+
+
 def normal(*shape: int, seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -159,7 +169,7 @@ def test_matmul_of_q80_rows(runner: PlanRunner, float_type: FloatType, n_rows: i
     bench.weight("w", normal(75, 576, seed=1), float_type)
     bench.buffer("out", 83)
     bench.ops.append(Matmul(x, "w", "out", 5))
-    compare(bench.run(runner), "out", n_rows)
+    compare(bench.run(runner), "out", n_rows, rounding(runner, float_type))
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 33])
@@ -170,7 +180,7 @@ def test_matmul_of_f32_rows(runner: PlanRunner, float_type: FloatType, n_rows: i
     bench.weight("w", normal(40, width, seed=1), float_type)
     bench.buffer("out", 40)
     bench.ops.append(Matmul("x", "w", "out"))
-    compare(bench.run(runner), "out", n_rows)
+    compare(bench.run(runner), "out", n_rows, rounding(runner, float_type))
 
 
 @pytest.mark.parametrize("float_type", list(FloatType))
@@ -248,7 +258,7 @@ def test_rms_norm_gathers_the_rows_that_want_logits(runner: PlanRunner) -> None:
 
 @pytest.mark.parametrize("type", [BufferType.F32, BufferType.Q80])
 @pytest.mark.parametrize("n_rows", [1, 7, 33])
-@pytest.mark.parametrize("float_type", [FloatType.F32, FloatType.Q40, FloatType.Q80])
+@pytest.mark.parametrize("float_type", [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80])
 def test_gated_matmul(runner: PlanRunner, float_type: FloatType, n_rows: int, type: BufferType) -> None:
     hidden = 96 if type is BufferType.Q80 else 72
     bench = OpBench(normal(n_rows, 64))
@@ -257,7 +267,8 @@ def test_gated_matmul(runner: PlanRunner, float_type: FloatType, n_rows: int, ty
     bench.weight("up", normal(hidden, 64, seed=2), float_type)
     bench.buffer("out", hidden, type)
     bench.ops.append(GatedMatmul(x, "gate", "up", "out"))
-    compare(bench.run(runner), "out", n_rows, tolerance=2e-5 if type is BufferType.F32 else 1 / 127)
+    exact = rounding(runner, float_type)
+    compare(bench.run(runner), "out", n_rows, exact if type is BufferType.F32 else exact + 1 / 127)
 
 
 @pytest.mark.parametrize("type", [BufferType.F32, BufferType.Q80])
@@ -416,7 +427,15 @@ def test_gated_matmul_with_gelu(runner: PlanRunner, up_type: FloatType, n_rows: 
     bench.weight("up", normal(64, 64, seed=2), up_type)
     bench.buffer("out", 64)
     bench.ops.append(GatedMatmul("x", "gate", "up", "out", GateActivation.GELU_TANH))
-    compare(bench.run(runner), "out", n_rows)
+    compare(bench.run(runner), "out", n_rows, rounding(runner, up_type))
+
+
+def test_matmul_of_activations_beyond_f16(runner: PlanRunner) -> None:
+    bench = OpBench(normal(20, 64) * np.float32(1e5))
+    bench.weight("w", normal(70, 64, seed=1), FloatType.F16)
+    bench.buffer("out", 70)
+    bench.ops.append(Matmul("x", "w", "out"))
+    compare(bench.run(runner), "out", 20, rounding(runner, FloatType.F16))
 
 
 @pytest.mark.parametrize(("n_experts", "k", "normalize"), [(5, 2, True), (128, 8, True), (60, 4, False)])

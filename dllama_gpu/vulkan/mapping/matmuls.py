@@ -47,11 +47,20 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
         return
     type, mode, is_gelu = TYPE_NUMBERS[matrix.float_type], out_mode(out), gelu(op.activation)
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    matrix_tile = tune.matrix_tile(tuning, matrix.float_type, x.packed, n_rows)
     together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
         outputs = out.values("w"), out.scales("w")
-        if together is not None:
+        if matrix_tile is not None:
+            yield Dispatch(
+                "gated_matmul_matrix",
+                (*_matrix_constants(matrix_tile, type), mode, int(rows is Rows.LOGITS), is_gelu),
+                (around.step, shard.units, shard.scales, x.values(), x.scales(), *outputs),
+                push,
+                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+            )
+        elif together is not None:
             shape = tune.gated_matvec(tuning, together)
             yield Dispatch(
                 "gated_matvec_dot" if dot else by_tier("gated_matvec", tuning),
@@ -147,10 +156,19 @@ def _multiply(
         return
     tuning, type = around.tuning, TYPE_NUMBERS[matrix.float_type]
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
+    matrix_tile = tune.matrix_tile(tuning, matrix.float_type, x.packed, n_rows)
     together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
-        if together is not None:
+        if matrix_tile is not None:
+            yield Dispatch(
+                "matmul_matrix",
+                (*_matrix_constants(matrix_tile, type), OUT_F32, int(rows is Rows.LOGITS), 0),
+                (around.step, shard.units, shard.scales, x.values(), x.scales(), out.values("w")),
+                push,
+                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+            )
+        elif together is not None:
             shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, together)
             yield Dispatch(
                 "matvec_dot" if dot else by_tier("matvec", tuning),
@@ -196,3 +214,8 @@ def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[
 
 def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:
     return tile.workgroup, type, tile.rows, tile.batch, tile.lane_rows, tile.lane_batch
+
+
+def _matrix_constants(tile: tune.MatrixTile, type: int) -> tuple[int, ...]:
+    size = tile.size
+    return tile.workgroup, type, tile.batch, tile.subgroup_rows, tile.subgroup_batch, size.m, size.n, size.k

@@ -18,7 +18,7 @@ from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.vulkan import tuning as tune
 from dllama_gpu.vulkan.dispatch import Barrier, Binding, Dispatch, long_grid, with_barriers
-from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.limits import DeviceLimits, MatrixSize, Tier
 from dllama_gpu.vulkan.plan import STEP, ProgramPlan, Use, plan_program
 from dllama_gpu.vulkan.step import step_bytes, write_step
 from tests.support.arrays import ArraySource
@@ -32,7 +32,8 @@ LIMITS = st.builds(
     shared_bytes=st.sampled_from([16 << 10, 32 << 10, 48 << 10]),
     is_cpu=st.booleans(),
 )
-TIERS = st.sampled_from([Tier.BASE, Tier.SUBGROUP, Tier.DOT])
+TIERS = st.sampled_from(Tier)
+MATRIX = replace(LEAST, subgroup_size=32, shared_bytes=tune.MATRIX_SHARED_BYTES, matrix=MatrixSize(16, 8, 16))
 
 
 def small_graph(vocab_size: int = 100, **options: object) -> tuple[Graph, ArraySource]:
@@ -54,6 +55,8 @@ def shared_bytes(dispatch: Dispatch, tier: Tier) -> int:
     """Of the shaders that keep the most, counted from their declarations."""
     c = dispatch.specialization
     name = dispatch.shader.removesuffix("_subgroup").removesuffix("_dot")
+    if name in ("matmul_matrix", "gated_matmul_matrix"):
+        return 80 * (64 + c[2]) + 272 * c[2]
     if name in ("matvec", "gated_matvec"):
         lanes, rows, batch = c[0], c[3], c[4]
         sums = (lanes // 4 if tier >= Tier.SUBGROUP else lanes) * rows * batch
@@ -126,6 +129,38 @@ def test_barriers_stand_where_a_dispatch_needs_another_and_nowhere_else() -> Non
     ]
     kinds = ["|" if isinstance(item, Barrier) else "d" for item in with_barriers(work)]
     assert "".join(kinds) == "dd|dd|dd"
+
+
+@pytest.mark.parametrize("rows", [9, 16, 17, 33, 40])
+def test_matrix_units_multiply_many_rows_in_whole_tiles(rows: int) -> None:
+    items = [item for item in plan(MATRIX, Tier.MATRIX).segment(0, rows, 1) if isinstance(item, Dispatch)]
+    found = [item for item in items if item.shader in ("matmul_matrix", "gated_matmul_matrix")]
+    assert {item.shader for item in found} == {"matmul_matrix", "gated_matmul_matrix"}
+    for item in found:
+        workgroup, _, batch, part_rows, part_batch, m, n, k = item.specialization[:8]
+        assert workgroup == 32 * (64 // part_rows) * (batch // part_batch) <= MATRIX.max_invocations
+        assert shared_bytes(item, Tier.MATRIX) <= MATRIX.shared_bytes
+        assert (part_rows % m, part_batch % n, 32 % k) == (0, 0, 0)
+        assert item.grid[0] * batch >= rows
+    head = items[-3]
+    assert head.shader.startswith("matvec"), "one row of logits needs no tiles"
+
+
+@pytest.mark.parametrize(
+    ("type", "packed", "rows", "wanted"),
+    [
+        (FloatType.Q40, True, 9, True),
+        (FloatType.F16, False, 9, True),
+        (FloatType.F32, False, 9, False),  # exact weights, and activations that were to stay exact
+        (FloatType.Q40, False, 9, False),
+        (FloatType.Q40, True, 8, False),
+    ],
+)
+def test_f16_is_used_where_nothing_more_exact_is_asked_for(
+    type: FloatType, packed: bool, rows: int, wanted: bool
+) -> None:
+    assert (tune.matrix_tile(tune.for_device(MATRIX, Tier.MATRIX), type, packed, rows) is not None) is wanted
+    assert tune.matrix_tile(tune.for_device(MATRIX, Tier.DOT), type, packed, rows) is None
 
 
 def test_no_rows_of_logits_leave_the_head_out() -> None:
