@@ -1,8 +1,8 @@
 """Running a chat template that came with a model: a stranger's program, so sandboxed and bounded.
 
 The sandbox (jinja2's immutable one) keeps templates away from everything but the values given. On top of it loop
-rounds, macro calls, the output and the texts and lists that `+`, `*` and `~` make are limited, so that a template that
-runs away ends in an error.
+rounds, macro calls, the output and the texts and lists made on the way (`template_bounds`) are limited, so that a
+template that runs away ends in an error.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.formats.shown import shown_text
+from dllama_gpu.tokenizer.template_bounds import (
+    BOUNDED_FILTERS,
+    UNBOUNDED_FILTERS,
+    check_call,
+    check_format,
+    check_numbers,
+    check_size,
+)
 
-MAX_CHARACTERS = 16 << 20
-"""How long the output, or a text made on the way, may become."""
 MAX_STEPS = 1_000_000
 """Loop rounds and macro calls that one rendering may take."""
 
@@ -53,7 +59,7 @@ class TemplateProgram:
             for part in self._template.generate({**variables, _STEP: _step_counter(), _JOIN: _join}):
                 parts.append(part)
                 n_characters += len(part)
-                _check_size(n_characters)
+                check_size(n_characters)
         except Exception as error:  # whatever a template raises is its own fault, of any type
             raise DllamaError(
                 f"the chat template does not take these messages ({_reason(error)}); "
@@ -65,10 +71,14 @@ class TemplateProgram:
 class _Environment(ImmutableSandboxedEnvironment):
     """What Hugging Face templates expect. Source: transformers, `utils/chat_template_utils.py`."""
 
-    intercepted_binops = frozenset(("+", "*", "**"))
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+        self.filters.update(BOUNDED_FILTERS)
+        for name in UNBOUNDED_FILTERS:
+            self.filters.pop(name, None)
+        self.globals.pop("lipsum", None)
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
@@ -80,11 +90,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "*":
             for sequence, count in ((left, right), (right, left)):
                 if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
-                    _check_size(len(sequence) * count)
+                    check_size(len(sequence) * count)
+        if operator == "%" and isinstance(left, (str, bytes)):
+            check_format(left, right if isinstance(right, tuple) else (right,))
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, (str, list, tuple)):
-            _check_size(len(result))
+            check_size(len(result))
         return result
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as jinja2 has it)
+        """A call, refused where its result would be huge."""
+        return super().call(__context, __obj, *check_call(__obj, args, kwargs), **kwargs)
 
 
 class _Generation(Extension):
@@ -142,13 +158,8 @@ def _step_counter() -> Callable[[], str]:
 
 def _join(*parts: Any) -> str:
     texts = list(map(str, parts))
-    _check_size(sum(map(len, texts)))
+    check_size(sum(map(len, texts)))
     return "".join(texts)
-
-
-def _check_size(n_characters: int) -> None:
-    if n_characters > MAX_CHARACTERS:
-        raise SecurityError(f"it makes a text of more than {MAX_CHARACTERS} characters")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -156,10 +167,12 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
+    check_format(form, ())
     return datetime.now().strftime(form)
 
 
 def _to_json(value: Any, indent: int | None = None, **_options: Any) -> str:
+    check_numbers((1000 * indent,) if isinstance(indent, int) else ())
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -67,6 +67,25 @@ def test_joins_work_in_every_place() -> None:
             "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
             "makes a text",
         ),
+        ("{{ '%99999999d' % 1 }}", "makes a text of more than"),
+        ("{{ '%*d' % (99999999, 1) }}", "a computed width"),
+        ("{{ '%99999999d' | format(1) }}", "makes a text of more than"),
+        ("{{ '{:99999999}'.format(1) }}", "makes a text of more than"),
+        ("{{ '{:{}}'.format(1, 99999999) }}", "a computed width"),
+        ("{{ strftime_now('%99999999d') }}", "makes a text of more than"),
+        ("{{ 'x'.ljust(99999999) }}", "makes a text of more than"),
+        ("{{ 'x'.encode().zfill(99999999) }}", "makes a text of more than"),
+        ("{{ (1).to_bytes(99999999, 'big') }}", "makes a text of more than"),
+        ("{{ 'x'.expandtabs(4) }}", "it calls expandtabs"),
+        ("{{ 'x' | center(99999999) }}", "makes a text of more than"),
+        ("{{ 'x' | indent(99999999) }}", "makes a text of more than"),
+        ("{{ [1] | batch(99999999, 0) | list }}", "makes a text of more than"),
+        ("{{ x | tojson(indent=99999999) }}", "makes a text of more than"),
+        ("{{ ('x' * 9999).replace('x', 'y' * 9999) }}", "makes a text of more than"),
+        ("{{ ('x' * 9999) | replace('x', 'y' * 9999) }}", "makes a text of more than"),
+        ("{{ ''.join(['x' * 9999] * 9999) }}", "makes a text of more than"),
+        ("{{ (['x' * 9999] * 9999) | join }}", "makes a text of more than"),
+        ("{{ ([{'a': 'x' * 9999}] * 9999) | join('', attribute='a') }}", "makes a text of more than"),
         ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "makes a text of more than 16777216 characters"),
     ],
 )
@@ -75,6 +94,16 @@ def test_a_template_that_fails_refuses_or_runs_away_ends_in_a_sentence(source: s
         render(source)
     assert said in str(caught.value)
     assert "--chat-template" in str(caught.value)
+
+
+def test_formatting_replacing_and_joining_work_within_their_bounds() -> None:
+    values = "{{ '%s|%05d' % ('a', 7) }} {{ '{}-{:>4}'.format(1700000000, 'b') }} {{ '%.1f' | format(2.25) }}"
+    assert render(values) == "a|00007 1700000000-   b 2.2"
+    texts = "{{ 'aXbX'.replace('X', '-') }} {{ 'aXb' | replace('X', '+') }} {{ ['a', 1] | join(', ') }}"
+    assert render(texts) == "a-b- a+b a, 1"
+    mapped = "{{ ','.join([{'n': 'x'}, {'n': 'y'}] | map(attribute='n')) }} {{ [{'n': 3}] | join(attribute='n') }}"
+    assert render(mapped) == "x,y 3"
+    assert render("{{ 'a\nb' | indent(2) }}{{ 'c' | center(3) }}{{ 'd'.ljust(2) }}.") == "a\n  b c d ."
 
 
 def test_loops_without_output_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
