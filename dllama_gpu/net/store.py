@@ -140,7 +140,7 @@ class SliceStore:
         if self._folder is None or self._partial is None:
             return
         kept = {digest.hex() for digest in keep}
-        left_over = [path for path in self._partial.iterdir() if path.name not in kept]
+        left_over = [path for path in self._partial.glob("*") if path.name not in kept]
         entries = []
         for path in (*(self._folder / "slices").glob("*/*"), *left_over):
             with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.collective import Algorithm
+from dllama_gpu.graph.collective import Algorithm, all_reduce_hops
 from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net import _native
@@ -248,6 +248,26 @@ def test_bytes_are_counted_by_peer() -> None:
         assert 0 <= node.waiting_seconds <= node.seconds
         for peer in node.peers.values():
             assert min(peer.waiting_seconds, peer.receiving_seconds, peer.sending_seconds) >= 0
+
+
+@pytest.mark.parametrize("n_nodes", [2, 4, 5])
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_planned_traffic_is_what_crosses_every_link(n_nodes: int, algorithm: Algorithm) -> None:
+    contributes = [rank != 1 for rank in range(n_nodes)]
+    n_rows, width, wire = 2, 576, FloatType.Q80
+    planned = sum(all_reduce_hops(contributes, width, n_rows, wire, algorithm))
+    header_bytes, hops = 28, 1 if algorithm is Algorithm.DIRECT else 2
+    with meshes(n_nodes) as nodes:
+        rows = [np.zeros((n_rows, width), np.float32) for _ in nodes]
+        on_all(
+            nodes,
+            lambda mesh: mesh.all_reduce(
+                rows[mesh.rank], contributes=contributes[mesh.rank], wire=wire, algorithm=algorithm
+            ),
+        )
+        for mesh in nodes:
+            for rank, peer in mesh.stats().peers.items():
+                assert peer.bytes_sent - hops * header_bytes == planned[mesh.rank, rank]
 
 
 def test_what_cannot_cross_the_network_is_refused_in_a_sentence() -> None:

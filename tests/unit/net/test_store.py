@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_what_an_interrupted_transfer_left_counts_and_goes_in_its_turn(tmp_path:
     assert store.arrived(digest(abandoned), 2000) == 0
     assert store.arrived(digest(wanted), 2000) == 1000
     assert not warnings
+
+
+def test_a_folder_that_is_deleted_meanwhile_costs_the_cache_alone(tmp_path: Path, warnings: list[str]) -> None:
+    folder = tmp_path / "cache"
+    store = SliceStore(folder, warn=warnings.append)
+    shutil.rmtree(folder)
+    store.make_room(1000, keep=[])
+    assert bytes(put(store, DATA[:1000]).open()) == DATA[:1000]
+    assert len(warnings) == 1
 
 
 class FullDisk:
