@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dllama_gpu
 from dllama_gpu.cli.display import note
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.engine.self_test import Failure, compare_devices
@@ -67,13 +68,13 @@ def verdict_of(index: int, *, again: bool = False) -> Verdict:
 
     info = find_gpus()[index]
     verdict = judge(chosen_tier(info), check)
-    remember(_path(info), shaders_digest(), verdict)
+    remember(_path(info), _tested(), verdict)
     return verdict
 
 
 def recalled_verdict(index: int) -> Verdict | None:
     """What is remembered of the `index`th GPU with this driver and these shaders."""
-    return recall(_path(find_gpus()[index]), shaders_digest())
+    return recall(_path(find_gpus()[index]), _tested())
 
 
 def judge(highest: Tier, check: Check) -> Verdict:
@@ -110,6 +111,11 @@ def recall(path: Path, digest: str) -> Verdict | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _tested() -> str:
+    """What a verdict is about: the shaders, and the release, which decides how they are run."""
+    return f"{dllama_gpu.__version__} {shaders_digest()}"
 
 
 def _path(info: _native.DeviceInfo) -> Path:
