@@ -56,7 +56,8 @@ class DeviceChoice:
 
 
 def choose_device(name: str) -> DeviceChoice:
-    """`auto` is the best GPU, or the CPU with a line that says why; `cpu`; `vulkan` or `vulkan:N`.
+    """`auto` is the best GPU, or the CPU with a line that says why (no GPU, or its self-test fails); `cpu`; `vulkan` or
+    `vulkan:N`.
 
     Raises GpuError when the GPU asked for is not there.
     """
@@ -83,4 +84,8 @@ def _real_gpu() -> int | None:
     index = best_gpu(gpus)
     if index is None:
         note("no GPU", f"computing on the CPU; {gpus[0].name} only imitates one (--device vulkan uses it)")
-    return index
+        return None
+
+    from dllama_gpu.cli.gpu_check import passes
+
+    return index if passes(index) else None

@@ -42,10 +42,8 @@ def open_checked(index: int) -> VulkanDevice:
 
     Raises GpuError when not even the lowest passes, the GPU cannot be opened, or has no memory for the test.
     """
-    verdict = verdict_of(index)
-    name = f"vulkan:{index} ({find_gpus()[index].name})"
-    if verdict.seconds is not None and not verdict.wrong:
-        note("self-test", f"{name} computes what the CPU does ({verdict.seconds:.1f} s; remembered for this driver)")
+    verdict = _told_verdict(index)
+    name = _name(index)
     for tier, wrong in verdict.wrong.items():
         note(
             "warning",
@@ -55,6 +53,30 @@ def open_checked(index: int) -> VulkanDevice:
     if verdict.tier is None:
         raise GpuError(f"{name} computes wrong results with all shaders; use --device cpu, or try a newer driver")
     return VulkanDevice(index, tier=verdict.tier)
+
+
+def passes(index: int) -> bool:
+    """Whether the `index`th GPU can be used at all; says why not, for a choice that the program makes itself."""
+    try:
+        if _told_verdict(index).tier is not None:
+            return True
+        reason = "it computes wrong results with all shaders; a newer driver may help"
+    except GpuError as error:
+        reason = str(error)
+    note("warning", f"{_name(index)} is not used, the CPU computes: {reason}")
+    return False
+
+
+def _told_verdict(index: int) -> Verdict:
+    verdict = verdict_of(index)
+    if verdict.seconds is not None and not verdict.wrong:
+        time_taken = f"{verdict.seconds:.1f} s; remembered for this driver"
+        note("self-test", f"{_name(index)} computes what the CPU does ({time_taken})")
+    return verdict
+
+
+def _name(index: int) -> str:
+    return f"vulkan:{index} ({find_gpus()[index].name})"
 
 
 def verdict_of(index: int, *, again: bool = False) -> Verdict:
