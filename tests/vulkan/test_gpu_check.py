@@ -91,3 +91,6 @@ def test_wrong_results_are_told_and_not_used(
     gpu_check.verdict_of(device_index, again=True)
     with pytest.raises(GpuError, match="wrong results with all shaders"):
         gpu_check.open_checked(device_index)
+    capsys.readouterr()
+    assert not gpu_check.passes(device_index)
+    assert "is not used, the CPU computes: it computes wrong results" in capsys.readouterr().err
