@@ -14,9 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t kAlignment = 64;
-// A thread takes a part of what is left: large ones first, which memory streams well, and small ones towards the end, so
-// that all threads finish together and one that loses its core leaves little undone.
-constexpr int kPortionsPerThread = 3;
 
 constexpr uint64_t kClosed = 0x7FFFFFFF;  // more units than any op has
 
@@ -109,8 +106,9 @@ bool Program::finish_op(size_t index, uint32_t run, int thread) {
     units = state.units.load(std::memory_order_acquire);
     const int first = static_cast<int>(taken & 0xFFFFFFFFu);
     if (first >= units) break;
-    const int n_threads = pool_->n_threads();
-    const int portion = n_threads == 1 ? units : (units - first) / (n_threads * kPortionsPerThread);
+    // A thread takes its share of what is left: a large one first, because memory streams best from front to back, and
+    // small ones towards the end, so that all threads finish together.
+    const int portion = (units - first) / pool_->n_threads();
     const int end = std::min(first + std::max(1, portion), units);
     if (!state.taken.compare_exchange_weak(taken, static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(end),
                                            std::memory_order_acq_rel, std::memory_order_acquire))
