@@ -150,7 +150,13 @@ def _tokenized(service: Service, fields: TokenizeRequest) -> dict[str, object]:
     elif service.template is None:
         raise ApiError(400, "this model has no chat template; give content in place of messages", param="messages")
     else:
-        ids = encode_messages(service.template, tokenizer, fields.messages or (), tool_format=service.tool_format)
+        ids = encode_messages(
+            service.template,
+            tokenizer,
+            fields.messages or (),
+            tool_format=service.tool_format,
+            drops_thoughts=service.tells_reasoning,
+        )
     answer: dict[str, object] = {"tokens": ids, "count": len(ids), "max_model_len": service.context}
     if fields.with_pieces:
         answer["pieces"] = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 import anyio.to_thread
@@ -19,31 +20,27 @@ from dllama_gpu.api.errors import ApiError
 from dllama_gpu.api.json_text import JsonResponse
 from dllama_gpu.api.logprobs import chat_logprobs_json
 from dllama_gpu.api.parameters import answer_rule, chat_logprobs, check_grammar, check_model, make_requests
+from dllama_gpu.api.reasoning import ReasoningParser
 from dllama_gpu.api.request_context import RequestContext, context_of
-from dllama_gpu.api.requests import ChatRequest, NamedTool, Tool
+from dllama_gpu.api.requests import ChatRequest
 from dllama_gpu.api.service import Service
 from dllama_gpu.api.streaming import EventStream, while_connected
 from dllama_gpu.api.submission import Submission
 from dllama_gpu.api.tool_formats import ToolFormat, call_grammar
 from dllama_gpu.api.tool_parser import ParsedCall, ToolCallParser
+from dllama_gpu.api.toolbox import Toolbox, select_tools
 from dllama_gpu.engine.request import CompletionRequest
+from dllama_gpu.tokenizer.thoughts import BEGIN, END, begins_thoughts
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Toolbox:
-    """Which functions the model is told of, and what it must do with them."""
+class Thoughts(Enum):
+    """What is looked for at the beginning of an answer."""
 
-    tools: tuple[Tool, ...] = ()
-    """Those that the model is told of."""
-    callable: tuple[Tool, ...] = ()
-    """Those that it may call."""
-    is_required: bool = False
-    """Whether it must call one."""
-    parallel: bool = True
-    """Whether it may call several."""
-    forces_parallel: bool = False
-    """Whether a forced call may be followed by others; only where that is asked for, as small models find no end."""
+    NOT_TOLD_APART = auto()
+    POSSIBLE = auto()
+    BEGUN = auto()
+    """The prompt's end has begun them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class _Prepared:
     requests: Sequence[CompletionRequest]
     toolbox: Toolbox
     model: str
+    thoughts: Thoughts
 
 
 async def complete_chat(service: Service, request: Request, fields: ChatRequest) -> Response:
@@ -58,7 +56,7 @@ async def complete_chat(service: Service, request: Request, fields: ChatRequest)
     context = context_of(request)
     prepared = await anyio.to_thread.run_sync(_prepare, service, fields, context)
     submission = Submission(service.engine, prepared.requests, service.active, "messages")
-    choices = [_choice(service, prepared.toolbox, fields) for _ in prepared.requests]
+    choices = [_choice(service, prepared, fields) for _ in prepared.requests]
     answer = _ChatAnswer(service.tokenizer, prepared.model, choices)
     if fields.stream:
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
@@ -75,38 +73,6 @@ async def complete_chat(service: Service, request: Request, fields: ChatRequest)
     return Response(status_code=499) if whole is None else JsonResponse(whole)
 
 
-def select_tools(fields: ChatRequest) -> Toolbox:
-    """What `tools` and `tool_choice` mean together. Raises ApiError 400 where they do not."""
-    tools = tuple(fields.tools or ())
-    choice = fields.tool_choice
-    parallel = fields.parallel_tool_calls is not False
-    if choice is not None and choice not in ("none", "auto") and not tools:
-        raise ApiError(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
-    names = [tool.function.name for tool in tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            field = f"tools[{index}].function.name"
-            raise ApiError(400, f"{field} is {name!r} as of another tool; rename one of them", param=field)
-    if not tools or choice == "none":
-        return Toolbox()
-    if isinstance(choice, NamedTool):
-        wanted = tuple(tool for tool in tools if tool.function.name == choice.function.name)
-        if not wanted:
-            raise ApiError(
-                400,
-                f"tool_choice names the function {choice.function.name[:64]!r}, which is not among the tools",
-                param="tool_choice.function.name",
-            )
-        return Toolbox(tools, wanted, is_required=True, parallel=False)
-    return Toolbox(
-        tools,
-        tools,
-        is_required=choice == "required",
-        parallel=parallel,
-        forces_parallel=fields.parallel_tool_calls is True,
-    )
-
-
 def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> _Prepared:
     """Everything that takes time before the engine is asked: template, tokens, grammar."""
     model = check_model(service, fields.model)
@@ -119,13 +85,15 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
         )
     toolbox = select_tools(fields)
     n_logprobs = chat_logprobs(fields)
+    grammar = _grammar(service, fields, toolbox)
     prompt = encode_messages(
         service.template,
         service.tokenizer,
         fields.messages,
         tools=toolbox.tools,
         tool_format=service.tool_format,
-        variables=fields.chat_template_kwargs,
+        drops_thoughts=service.tells_reasoning,
+        variables=_template_variables(fields, is_constrained=grammar is not None),
     )
     requests = make_requests(
         service,
@@ -133,11 +101,27 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
         [prompt],
         max_tokens=fields.max_completion_tokens or fields.max_tokens or service.context,
         n_logprobs=n_logprobs,
-        grammar=_grammar(service, fields, toolbox),
+        grammar=grammar,
         client=context.client,
         request_id=context.id,
     )
-    return _Prepared(requests, toolbox, model)
+    return _Prepared(requests, toolbox, model, _thoughts(service, prompt, is_constrained=grammar is not None))
+
+
+def _template_variables(fields: ChatRequest, *, is_constrained: bool) -> dict[str, Any]:
+    """What the template is told beside the messages. An answer of a given form has no room for thoughts."""
+    variables: dict[str, Any] = {}
+    if is_constrained or fields.reasoning_effort == "none":
+        variables["enable_thinking"] = False
+    if fields.reasoning_effort not in (None, "none"):
+        variables["reasoning_effort"] = fields.reasoning_effort
+    return {**variables, **(fields.chat_template_kwargs or {})}
+
+
+def _thoughts(service: Service, prompt: Sequence[int], *, is_constrained: bool) -> Thoughts:
+    if is_constrained or not service.tells_reasoning:
+        return Thoughts.NOT_TOLD_APART
+    return Thoughts.BEGUN if begins_thoughts(service.tokenizer, prompt) else Thoughts.POSSIBLE
 
 
 def _grammar(service: Service, fields: ChatRequest, toolbox: Toolbox) -> str | None:
@@ -157,20 +141,30 @@ def _grammar(service: Service, fields: ChatRequest, toolbox: Toolbox) -> str | N
     return grammar
 
 
-def _choice(service: Service, toolbox: Toolbox, fields: ChatRequest) -> Choice:
-    wants_logprobs = bool(fields.logprobs)
-    if not toolbox.callable:
-        return Choice(wants_logprobs=wants_logprobs)
-    tool_format = service.tool_format or ToolFormat.HERMES
-    names = [tool.function.name for tool in toolbox.callable]
-    mark_id = service.tokenizer.special_ids.get(tool_format.begin)
-    is_hidden = mark_id is not None and service.tokenizer.is_special(mark_id)
+def _choice(service: Service, prepared: _Prepared, fields: ChatRequest) -> Choice:
+    toolbox, thoughts = prepared.toolbox, prepared.thoughts
+    marks: list[str] = []
+    reasoning = parser = None
+    if thoughts is not Thoughts.NOT_TOLD_APART:
+        reasoning = ReasoningParser(begun=thoughts is Thoughts.BEGUN)
+        marks += [BEGIN, END]
+    if toolbox.callable:
+        tool_format = service.tool_format or ToolFormat.HERMES
+        parser = ToolCallParser(tool_format, [tool.function.name for tool in toolbox.callable])
+        marks.append(tool_format.begin)
     return Choice(
-        wants_logprobs=wants_logprobs,
-        parser=ToolCallParser(tool_format, names),
-        mark=HiddenMark(mark_id, tool_format.begin) if mark_id is not None and is_hidden else None,
+        wants_logprobs=bool(fields.logprobs),
+        reasoning=reasoning,
+        parser=parser,
+        marks=[HiddenMark(token, text) for text in marks if (token := _hidden_id(service.tokenizer, text)) is not None],
         max_calls=None if toolbox.parallel else 1,
     )
+
+
+def _hidden_id(tokenizer: Tokenizer, text: str) -> int | None:
+    """The token that stands for a text and is not shown to readers."""
+    token = tokenizer.special_ids.get(text)
+    return token if token is not None and tokenizer.is_special(token) else None
 
 
 class _ChatAnswer:
@@ -208,7 +202,9 @@ class _ChatAnswer:
         for index in range(len(self._choices)):
             yield self._chunk(index, {"role": "assistant", "content": ""}, wants_usage=wants_usage)
         async for index, delta in deltas(submission, self._choices):
-            part: dict[str, Any] = {"content": delta.text} if delta.text else {}
+            part: dict[str, Any] = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+            if delta.text:
+                part["content"] = delta.text
             if delta.calls:
                 first = n_calls[index]
                 part["tool_calls"] = [_call(call, first + place) for place, call in enumerate(delta.calls)]
@@ -247,6 +243,8 @@ class _ChatAnswer:
             "content": None if delta.calls and not delta.text else delta.text,
             "refusal": None,
         }
+        if delta.reasoning:
+            message["reasoning_content"] = delta.reasoning
         if delta.calls:
             message["tool_calls"] = [_call(call) for call in delta.calls]
         return {
@@ -261,6 +259,7 @@ def _joined(first: Delta, second: Delta) -> Delta:
     return replace(
         second,
         text=first.text + second.text,
+        reasoning=first.reasoning + second.reasoning,
         calls=(*first.calls, *second.calls),
         tokens=(*first.tokens, *second.tokens),
     )

@@ -11,6 +11,7 @@ from dllama_gpu.api.requests import AssistantMessage, Content, Message, SystemMe
 from dllama_gpu.api.tool_formats import HERMES_BEGIN, HERMES_END, ToolFormat
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
+from dllama_gpu.tokenizer.thoughts import without_thoughts
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 _OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
@@ -23,11 +24,14 @@ def encode_messages(
     *,
     tools: Sequence[Tool] = (),
     tool_format: ToolFormat | None = None,
+    drops_thoughts: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Ids of the conversation up to where the answer begins.
 
     `tool_format` is what the template knows; where that is None, tools, calls and results are written out as text.
+    What was thought before an answer is told to the template only behind the last question, between calls of
+    functions; with `drops_thoughts`, thoughts in the contents of earlier answers are left out too.
     Takes its time with long conversations. Raises ApiError 400 when the template does not take the messages.
     """
     for name in variables or {}:
@@ -35,7 +39,11 @@ def encode_messages(
             raise ApiError(
                 400, f"chat_template_kwargs.{name} is set by the server; leave it out", param="chat_template_kwargs"
             )
-    described = [_described(message, index) for index, message in enumerate(messages)]
+    last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    described = [
+        _described(message, index, is_earlier=index < last_question, drops_thoughts=drops_thoughts)
+        for index, message in enumerate(messages)
+    ]
     known: dict[str, Any] = dict(variables or {})
     if tool_format is None:
         described = _without_tools(described, tools)
@@ -49,7 +57,7 @@ def encode_messages(
         raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
 
-def _described(message: Message, index: int) -> dict[str, Any]:
+def _described(message: Message, index: int, *, is_earlier: bool, drops_thoughts: bool) -> dict[str, Any]:
     """The message as chat templates expect it: `developer` is `system`, arguments are objects, content is a text."""
     role = "system" if isinstance(message, SystemMessage) else message.role
     described: dict[str, Any] = {"role": role, "content": _text(message.content)}
@@ -58,8 +66,10 @@ def _described(message: Message, index: int) -> dict[str, Any]:
     if isinstance(message, ToolMessage):
         described["tool_call_id"] = message.tool_call_id
     if isinstance(message, AssistantMessage):
-        if message.reasoning_content:
-            described["reasoning_content"] = message.reasoning_content
+        if is_earlier and drops_thoughts:
+            described["content"] = without_thoughts(described["content"])
+        if not is_earlier and (reasoning := message.reasoning_content or message.reasoning):
+            described["reasoning_content"] = reasoning
         if message.tool_calls:
             described["tool_calls"] = [
                 _call(call, f"messages[{index}].tool_calls[{place}].function.arguments")

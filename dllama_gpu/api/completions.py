@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 import dllama_gpu
 from dllama_gpu.api.choices import Choice, Delta, deltas, total_usage
+from dllama_gpu.api.errors import ApiError
 from dllama_gpu.api.json_text import JsonResponse
 from dllama_gpu.api.logprobs import text_logprobs_json
 from dllama_gpu.api.parameters import answer_rule, check_grammar, check_model, make_requests
@@ -76,6 +77,13 @@ def prompts_of(prompt: Prompt, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _prepare(service: Service, fields: TextRequest, context: RequestContext) -> _Prepared:
     model = check_model(service, fields.model)
+    if fields.best_of not in (None, fields.n or 1):
+        raise ApiError(
+            400,
+            f"best_of is {fields.best_of}, but all answers that are made are given, so it must be n, {fields.n or 1}",
+            param="best_of",
+            code="invalid_value",
+        )
     prompts = prompts_of(fields.prompt, service.tokenizer)
     rule = answer_rule(fields)
     grammar = None if rule is None else f"start: {rule}"

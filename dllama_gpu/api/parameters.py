@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dllama_gpu.api.constraints import GrammarError, json_rule
 from dllama_gpu.api.errors import ApiError
-from dllama_gpu.api.requests import ChatRequest, GenerationFields, JsonSchemaFormat, TextFormat
+from dllama_gpu.api.requests import ChatRequest, GenerationFields, JsonObjectFormat, TextFormat
 from dllama_gpu.api.service import Service
 from dllama_gpu.engine.request import CompletionRequest, Constraint
 from dllama_gpu.engine.sampling import SamplingParams
@@ -79,7 +79,7 @@ def answer_rule(fields: GenerationFields) -> str | None:
     if wanted is None or isinstance(wanted, TextFormat):
         return None
     try:
-        return json_rule(wanted.json_schema.schema_ if isinstance(wanted, JsonSchemaFormat) else None)
+        return json_rule(wanted.schema_ if isinstance(wanted, JsonObjectFormat) else wanted.json_schema.schema_)
     except GrammarError as error:
         raise ApiError(400, str(error), param="response_format", code="invalid_schema") from None
 
@@ -117,7 +117,7 @@ def _sampling(service: Service, fields: GenerationFields, index: int) -> Samplin
     return SamplingParams(
         temperature=chosen(fields.temperature, default.temperature),
         top_p=max(chosen(fields.top_p, default.top_p), _SMALLEST_TOP_P),
-        top_k=default.top_k if fields.top_k is None else fields.top_k,
+        top_k=default.top_k if fields.top_k is None else max(fields.top_k, 0),
         min_p=chosen(fields.min_p, default.min_p),
         repetition_penalty=chosen(fields.repetition_penalty, default.repetition_penalty),
         presence_penalty=chosen(fields.presence_penalty, default.presence_penalty),

@@ -15,7 +15,7 @@ from dllama_gpu.formats.shown import shown_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_CLOSE = 0.75  # `reasoning_effort` is no way to write `response_format`
+_CLOSE = 0.75  # `truncation` is no way to write `functions`
 _SUBJECT = re.compile(r"^(Input|String|List|Dictionary) should ")
 _COUNTED = re.compile(r" after validation, not \S+$")
 

@@ -1,13 +1,15 @@
 """What clients may send: OpenAI's requests and the few of our own, checked field by field.
 
-A field that is not here is refused by name. `null` is the same as leaving a field out.
+A field that is not here is refused by name. `null` is the same as leaving a field out, also for a field that is not
+here: some clients send all that they know of. What is not done here is taken where its value asks for nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -21,7 +23,27 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: item for name, item in value.items() if item is not None or name in known}
+
+
+def _left_out(why: str) -> WrapValidator:
+    """For a field whose only values ask for nothing: says why another one is refused."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"should be left out, as {why}") from None
+
+    return WrapValidator(check)
 
 
 class FunctionDefinition(_Strict):
@@ -45,6 +67,7 @@ class CalledFunction(_Strict):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None  # what OpenAI's client read from `arguments`
 
 
 class ToolCall(_Strict):
@@ -53,6 +76,7 @@ class ToolCall(_Strict):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = None  # of a stream
 
 
 class TextPart(_Strict):
@@ -89,10 +113,10 @@ class AssistantMessage(_Strict):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
     refusal: str | None = None
     annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
+    parsed: Any = None  # what OpenAI's client read from `content`
 
 
 class ToolMessage(_Strict):
@@ -139,9 +163,10 @@ class TextFormat(_Strict):
 
 
 class JsonObjectFormat(_Strict):
-    """An answer that is one JSON object."""
+    """An answer that is one JSON object; with a schema, which others than OpenAI take here, one that follows it."""
 
     type: Literal["json_object"]
+    schema_: JsonObject | None = Field(None, alias="schema")
 
 
 class JsonSchemaFormat(_Strict):
@@ -168,7 +193,7 @@ class GenerationFields(_Strict):
     max_tokens: int | None = Field(None, ge=1, lt=1 << 31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=1 << 31, description="draw among the k likeliest tokens; 0: all")
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="draw among the k likeliest tokens; 0 or -1: all")
     min_p: float | None = Field(
         None, ge=0, le=1, description="draw among tokens at least so likely as this part of the likeliest"
     )
@@ -192,6 +217,10 @@ class GenerationFields(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatRequest(GenerationFields):
@@ -207,6 +236,16 @@ class ChatRequest(GenerationFields):
     chat_template_kwargs: JsonObject | None = Field(
         None, description="more variables for the model's chat template, such as enable_thinking"
     )
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="none: enable_thinking is false for the chat template; others: its variable of this name"
+    )
+    prediction: JsonObject | None = None  # taken and left aside: it only makes OpenAI's service faster
+    functions: Annotated[list[Any], Field(max_length=0), _left_out("tools are asked for with `tools`")] | None = None
+    function_call: Annotated[Literal["none", "auto"], _left_out("a tool is chosen with `tool_choice`")] | None = None
+    modalities: (
+        Annotated[list[Literal["text"]], Field(min_length=1, max_length=1), _left_out("answers are text alone")] | None
+    ) = None
+    verbosity: Annotated[Literal["medium"], _left_out("no model here knows it; ask for it in a message")] | None = None
 
 
 Prompt = (
@@ -222,6 +261,8 @@ class TextRequest(GenerationFields):
 
     prompt: Prompt
     echo: bool | None = None
+    suffix: Annotated[Literal[""], _left_out("texts are continued here and not filled in")] | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="as `n`, as all answers are given")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dllama_gpu.api.constraints import Grammars
+from dllama_gpu.api.reasoning import ReasoningFormat, tells_reasoning
 from dllama_gpu.api.submission import ActiveSubmissions
 from dllama_gpu.api.tool_formats import ToolFormat, detect_tool_format
 from dllama_gpu.engine.events import Event
@@ -51,6 +52,8 @@ class Settings:
     """Names of this server beside those that nobody else can own; without keys, others are refused."""
     cors_origins: tuple[str, ...] = ()
     """Whose pages may ask from a browser; `*`: all."""
+    reasoning_format: ReasoningFormat = "auto"
+    """Whether what a model thinks is told apart from what it says."""
     max_body_bytes: int = 16 << 20
     body_seconds: float = 60.0
     """How long a body may take to arrive."""
@@ -115,11 +118,14 @@ class Service:
     grammars: Grammars = field(init=False)
     tool_format: ToolFormat | None = field(init=False)
     """How the model's own template writes calls of functions; None where it knows none."""
+    tells_reasoning: bool = field(init=False)
+    """Whether what the model thinks is told apart from what it says."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grammars", Grammars(self.tokenizer))
         source = None if self.template is None else self.template.source
         object.__setattr__(self, "tool_format", detect_tool_format(source))
+        object.__setattr__(self, "tells_reasoning", tells_reasoning(self.settings.reasoning_format, source))
 
     @property
     def model_id(self) -> str:

@@ -56,6 +56,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="what clients call the model; may be given several times (default: the file's name)",
     )
+    parser.add_argument(
+        "--reasoning-format",
+        choices=("auto", "deepseek", "none"),
+        default="auto",
+        help="where answers of chats tell what a model thinks between <think> and </think>: deepseek: in "
+        "reasoning_content; none: in content, tags and all; auto: as deepseek if the chat template knows the tags "
+        "(default: auto)",
+    )
     network = parser.add_argument_group("network")
     network.add_argument(
         "--host",
@@ -179,6 +187,7 @@ def _settings(options: Options) -> Settings:
         api_keys=_keys(options),
         host_names=(options.host, *(options.allow_host or ())),
         cors_origins=tuple(options.cors_origin or ()),
+        reasoning_format=options.reasoning_format,
         max_body_bytes=options.max_body,
         request_seconds=options.request_timeout,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from dllama_gpu.cli.chat.markdown_stream import MarkdownStream
-from dllama_gpu.cli.chat.thoughts import ThoughtSplitter
+from dllama_gpu.tokenizer.thoughts import ThoughtSplitter
 
 
 class AnswerView:

@@ -6,16 +6,15 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dllama_gpu.cli.chat.thoughts import BEGIN
 from dllama_gpu.engine.engine import Engine
 from dllama_gpu.engine.events import Event, FailedEvent, FinishedEvent, FinishReason, Timings, TokenEvent, Usage
 from dllama_gpu.engine.request import CompletionRequest
 from dllama_gpu.engine.sampling import SamplingParams
 from dllama_gpu.tokenizer.chat_template import ChatTemplate, encode_chat
+from dllama_gpu.tokenizer.thoughts import BEGIN, begins_thoughts, without_thoughts
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 _POLL_SECONDS = 0.05
-_TAG_TOKENS = 12  # more than any vocabulary needs to write the tag and a line end
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,15 @@ class Answering:
         return self._engine.seq_len
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation up to where its next answer begins. Raises DllamaError when the template refuses it."""
-        return encode_chat(self._template, self._tokenizer, messages)
+        """Ids of a conversation up to where its next answer begins, without the thoughts before earlier answers.
+
+        Raises DllamaError when the template refuses it.
+        """
+        said = [
+            {**message, "content": without_thoughts(message["content"])} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        return encode_chat(self._template, self._tokenizer, said)
 
     def answer(self, prompt: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[str]:
         """Yields the answer in pieces of text; it ends soon, with a whole token, once `should_stop` is true.
@@ -82,7 +88,7 @@ class Answering:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self._engine.submit(request, events.put)
         try:
-            if self._tokenizer.decode(prompt[-_TAG_TOKENS:]).rstrip().endswith(BEGIN):
+            if begins_thoughts(self._tokenizer, prompt):
                 yield f"{BEGIN}\n"
             while True:
                 try:

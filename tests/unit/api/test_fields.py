@@ -32,7 +32,7 @@ def refused(api: Running, path: str, body: Any) -> dict[str, Any]:
         ("max_completion_tokens", [0, "5"]),
         ("temperature", [-0.1, 2.1, "1", True, {}, HUGE]),
         ("top_p", [-0.1, 1.1, "1"]),
-        ("top_k", [-1, 1.5]),
+        ("top_k", [-2, 1.5]),
         ("min_p", [-0.1, 1.1]),
         ("seed", [1.5, "1", 2**64, -(2**63) - 1]),
         ("stop", ["", [""], [5], 5, ["a"] * 17, "x" * 2000]),
@@ -52,6 +52,11 @@ def refused(api: Running, path: str, body: Any) -> dict[str, Any]:
         ("parallel_tool_calls", [1]),
         ("chat_template_kwargs", [5, {"messages": []}, {"bos_token": "x"}]),
         ("user", [5]),
+        ("reasoning_effort", ["very high", 5]),
+        ("functions", [[{"name": "f"}], 5]),
+        ("function_call", ["f", {"name": "f"}]),
+        ("modalities", [["text", "audio"], ["audio"], [], 5]),
+        ("verbosity", ["low"]),
         ("messages", [None, 5, [], [5], [{}], [{"role": "nobody", "content": ""}], [{"role": "user"}]]),
     ],
 )
@@ -74,7 +79,7 @@ def test_an_unknown_field_is_refused_by_name(api: Running, path: str):
 def test_a_close_name_is_suggested(api: Running):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_token": 5}
     assert "did you mean max_tokens?" in refused(api, "/v1/chat/completions", body)["message"]
-    far = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "low"}
+    far = {"messages": [{"role": "user", "content": "Hi"}], "truncation": "auto"}
     assert "did you mean" not in refused(api, "/v1/chat/completions", far)["message"]
 
 
@@ -89,11 +94,130 @@ def test_a_close_name_is_suggested(api: Running):
         ({"messages": [{"content": ""}]}, "messages[0].role", "the field messages[0].role is missing"),
         ({"response_format": {"a": 1}}, "response_format.type", "the field response_format.type is missing"),
         ({"messages": []}, "messages", "messages should have at least 1 item, but it is a list"),
+        (
+            {"modalities": ["audio"]},
+            "modalities",
+            "modalities should be left out, as answers are text alone, but it is a list",
+        ),
     ],
 )
 def test_a_refusal_reads_as_a_sentence(api: Running, fields: dict[str, Any], param: str, message: str):
     error = refused(api, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], **fields})
     assert (error["param"], error["message"]) == (param, message)
+
+
+# What clients and front ends send along without asking for anything.
+HARMLESS: dict[str, list[Any]] = {
+    "frequency_penalty": [None, 0],
+    "function_call": [None, "auto", "none"],
+    "functions": [None, []],
+    "logit_bias": [None, {}],
+    "logprobs": [None, False],
+    "max_completion_tokens": [None],
+    "max_tokens": [None],
+    "metadata": [None, {}, {"chat": "1"}],
+    "modalities": [None, ["text"]],
+    "n": [None, 1],
+    "parallel_tool_calls": [None, True, False],
+    "prediction": [None, {"type": "content", "content": "x"}],
+    "presence_penalty": [None, 0],
+    "prompt_cache_key": [None, "a"],
+    "prompt_cache_retention": [None, "24h"],
+    "reasoning_effort": [None, "none", "minimal", "low", "medium", "high", "xhigh"],
+    "response_format": [None, {"type": "text"}],
+    "safety_identifier": [None, "a"],
+    "seed": [None],
+    "service_tier": [None, "auto", "default"],
+    "stop": [None, []],
+    "store": [None, False, True],
+    "stream": [None, False],
+    "stream_options": [None],
+    "tool_choice": [None, "auto", "none"],
+    "tools": [None, []],
+    "top_k": [None, 0, -1],
+    "top_logprobs": [None, 0],
+    "top_p": [None, 1],
+    "user": [None, "a"],
+    "verbosity": [None, "medium"],
+    "audio": [None],
+    "web_search_options": [None],
+    "a_field_of_tomorrow": [None],
+}
+
+
+@pytest.mark.parametrize("field", HARMLESS)
+def test_a_value_that_asks_for_nothing_is_taken(api: Running, field: str):
+    for value in HARMLESS[field]:
+        answer = api.chat(**{field: value})
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"best_of": None, "suffix": None, "echo": None, "logprobs": None, "user": None},
+        {"best_of": 1, "suffix": "", "echo": False, "n": 1},
+        {"best_of": 2, "n": 2},
+    ],
+)
+def test_so_it_is_with_plain_completions(api: Running, fields: dict[str, Any]):
+    answer = api.text(**fields)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"suffix": "x"}, "suffix", "should be left out, as texts are continued here"),
+        ({"best_of": 3}, "best_of", "must be n, 1"),
+        ({"best_of": 1, "n": 2}, "best_of", "must be n, 2"),
+    ],
+)
+def test_what_plain_completions_do_not_do_is_said(api: Running, fields: dict[str, Any], param: str, words: str):
+    error = refused(api, "/v1/completions", {"prompt": "x", **fields})
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "developer", "content": "x", "name": None},
+        {"role": "user", "content": [{"type": "text", "text": "x", "annotations": None}], "name": "Ann"},
+        {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "annotations": [],
+            "audio": None,
+            "function_call": None,
+            "parsed": {"a": 1},
+            "reasoning": None,
+            "reasoning_content": "x",
+            "tool_calls": [
+                {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+            ],
+        },
+        {"role": "assistant", "content": "x", "tool_calls": []},
+        {"role": "tool", "content": [{"type": "text", "text": "x"}], "tool_call_id": "1", "name": "f"},
+    ],
+)
+def test_messages_are_taken_as_clients_keep_them(api: Running, message: dict[str, Any]):
+    messages = [{"role": "user", "content": "Hi"}, message, {"role": "user", "content": "Bye"}]
+    answer = api.client.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_json_object_may_be_given_a_schema(api: Running):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    assert api.chat(response_format={"type": "json_object", "schema": schema}).status_code == 200
+    constraint = api.engine.last.constraint
+    assert constraint is not None
+    for token in api.service.tokenizer.encode('{"a": ', add_bos=False):
+        constraint.advance(token)
+    allowed = constraint.allowed()
+    digit, quote = (api.service.tokenizer.encode(text, add_bos=False)[0] for text in ("1", '"'))
+    assert (bool(allowed[digit]), bool(allowed[quote])) == (True, False)
 
 
 def test_more_answers_than_the_server_ever_takes_are_not_for_later(api: Running):
