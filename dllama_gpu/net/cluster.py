@@ -24,16 +24,13 @@ from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel, RemoteFailureError
 from dllama_gpu.net.cluster_program import LAST_WORDS_SECONDS, ClusterProgram, Worker, last_words
 from dllama_gpu.net.exchange import MeshExchange
 from dllama_gpu.net.hashing import slice_digests, unknown_bytes
-from dllama_gpu.net.links import chooser, measure_link, mesh_key, open_channel, open_peer
-from dllama_gpu.net.loading import PATIENCE_SECONDS, receive_patiently, send_slices
+from dllama_gpu.net.links import chooser, mesh_key, open_channel, open_peer
+from dllama_gpu.net.loading import PATIENCE_SECONDS, receive_patiently, send_slices, wait_patiently
 from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.mesh import Mesh
 from dllama_gpu.net.messages import (
     TOKEN_BYTES,
     Connected,
-    LinkReport,
-    MeasureLinks,
-    Message,
     NodeReport,
     PeerTable,
     Ready,
@@ -41,6 +38,7 @@ from dllama_gpu.net.messages import (
     graph_message,
 )
 from dllama_gpu.net.slices import graph_slices, localize
+from dllama_gpu.net.survey import explain, left_out, survey
 
 ROOT = "root"
 """The root's name among the nodes."""
@@ -48,7 +46,6 @@ _PLENTY = 1 << 60
 _HASHING = -1  # beside the ranks of nodes that load
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_Message = TypeVar("_Message", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,9 @@ class Cluster:
         """Connects to all workers and learns what they offer.
 
         With weight types to `measure`, every node times its kernels with them, and the ways between all nodes are
-        measured, one after the other. `timeout` bounds the seconds without a byte in everything that follows.
-        `missing` is told of each worker that cannot be had, and the cluster does without it, if need be without any.
+        measured. `timeout` bounds the seconds without a byte in everything that follows.
+        `missing` is told of each worker that cannot be had, or that the others cannot reach, and the cluster does
+        without it, if need be without any.
         Raises DllamaError naming every such worker, with the reason, if nobody is there to be told.
         """
         told = _raise_all if missing is None else lambda errors: [missing(error) for error in errors]
@@ -116,7 +114,7 @@ class Cluster:
         cluster = cls(workers, token, key, timeout)
         if measure:
             try:
-                cluster.links = _measure_links(workers)
+                told(cluster._measure_links())
             except BaseException:
                 cluster.close()
                 raise
@@ -219,6 +217,16 @@ class Cluster:
             return None
         return Link.worst_of(used)
 
+    def _measure_links(self) -> list[DllamaError]:
+        """Learns the ways between all nodes and lets those workers go that the others cannot reach; says why."""
+        found = survey(self.workers)
+        names = [ROOT, *(str(worker.address) for worker in self.workers)]
+        self.links = {frozenset((names[first], names[second])): link for (first, second), link in found.links.items()}
+        without = left_out(found.missing)
+        reasons = [DllamaError(explain(self.workers[rank - 1].name, ways)) for rank, ways in without.items()]
+        self.keep([worker.rank for worker in self.workers if worker.rank not in without])
+        return reasons
+
     def _connect_nodes(self) -> Mesh:
         table = (None, *(worker.reachable_at() for worker in self.workers))
         for worker in self.workers:
@@ -249,22 +257,6 @@ class Cluster:
                 raise reason
 
 
-def _measure_links(workers: Sequence[Worker]) -> dict[frozenset[str], Link]:
-    """The ways between all nodes, one at a time, so that none is in another's way."""
-    links: dict[frozenset[str], Link] = {}
-    for worker in workers:
-        links[frozenset((ROOT, str(worker.address)))] = measure_link(worker.channel)
-    for number, worker in enumerate(workers):
-        others = workers[number + 1 :]
-        worker.channel.send(MeasureLinks(tuple(other.reachable_at() for other in others)))
-        found = _patiently(worker.channel, LinkReport).links
-        if len(found) != len(others):
-            raise DllamaError(f"{worker.name} measured {len(found)} links in place of {len(others)}")
-        for other, link in zip(others, found, strict=True):
-            links[frozenset((str(worker.address), str(other.address)))] = link
-    return links
-
-
 def _profile(name: str, speed: NodeSpeed, memory: int) -> NodeProfile:
     return NodeProfile(name, speed.bytes_per_second, speed.flops_per_second, memory, speed.op_seconds)
 
@@ -287,19 +279,10 @@ class _Progress:
 
 def _report(channel: Channel, hello: RootHello) -> NodeReport:
     channel.send(hello)
-    report = _patiently(channel, NodeReport)
+    report = wait_patiently(channel, NodeReport)
     if not set(hello.measure) <= set(report.speeds):
         raise DllamaError(f"{channel.peer} did not say how fast it is")
     return report
-
-
-def _patiently(channel: Channel, kind: type[_Message]) -> _Message:
-    """The answer to a question that takes its time."""
-    usual, channel.timeout = channel.timeout, max(channel.timeout, PATIENCE_SECONDS)
-    try:
-        return channel.receive(kind)
-    finally:
-        channel.timeout = usual
 
 
 def _at_once(

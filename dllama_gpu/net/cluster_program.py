@@ -78,6 +78,15 @@ class Worker:
         except OSError:
             raise PeerGoneError(self.name, "the connection was closed") from None
 
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether the connection never left this machine. Raises PeerGoneError when it is gone."""
+        try:
+            here = str(self.channel.connection.getsockname()[0])
+        except OSError:
+            raise PeerGoneError(self.name, "the connection was closed") from None
+        return here.removeprefix("::ffff:").partition("%")[0] == self.host.partition("%")[0]
+
     def reachable_at(self) -> tuple[str, int]:
         """Host and port for other nodes: what the worker advertises, or where the root found it."""
         if self.report.advertised is not None:

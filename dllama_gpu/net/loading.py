@@ -151,6 +151,15 @@ class ProgressReports:
             self._channel.send(Loading(done, total))
 
 
+def wait_patiently(channel: Channel, kind: type[Kind]) -> Kind:
+    """The answer to a question that takes its time. Raises DllamaError."""
+    usual, channel.timeout = channel.timeout, max(channel.timeout, PATIENCE_SECONDS)
+    try:
+        return channel.receive(kind)
+    finally:
+        channel.timeout = usual
+
+
 def receive_patiently(channel: Channel, kind: type[Kind], told: Callable[[int], None] | None = None) -> Kind:
     """The next message of `kind`, however many Loading reports come before it, of whose bytes `told` hears.
 

@@ -108,16 +108,18 @@ class Pong(Message, frozen=True):
     payload: bytes
 
 
-class MeasureLinks(Message, frozen=True):
-    """Asks the worker to measure the way to other workers (host, port) of the session."""
+class MeasureLink(Message, frozen=True):
+    """Asks the worker to measure the way to another worker of the session."""
 
-    addresses: tuple[tuple[str, int], ...]
+    host: str
+    port: int
 
 
 class LinkReport(Message, frozen=True):
-    """Answer to MeasureLinks, in the same order."""
+    """Answer to MeasureLink; without a `link`, `failure` says why there is none."""
 
-    links: tuple[Link, ...]
+    link: Link | None
+    failure: str = ""
 
 
 class PeerTable(Message, frozen=True):
@@ -280,7 +282,7 @@ AnyMessage = (
     | NodeReport
     | Ping
     | Pong
-    | MeasureLinks
+    | MeasureLink
     | LinkReport
     | PeerTable
     | Connected
@@ -307,8 +309,6 @@ _LIMITS: dict[type[Message], int] = {
     Ping: 4 * _MIB + _KIB,
     Pong: 4 * _MIB + _KIB,
     PeerTable: 64 * _KIB,
-    MeasureLinks: 64 * _KIB,
-    LinkReport: 64 * _KIB,
     GraphMessage: 64 * _MIB,
     SliceHashes: 16 * _MIB,
     SliceWanted: 16 * _MIB,

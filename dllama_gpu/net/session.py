@@ -37,7 +37,7 @@ from dllama_gpu.net.messages import (
     FetchTrace,
     GraphMessage,
     LinkReport,
-    MeasureLinks,
+    MeasureLink,
     NodeReport,
     PeerTable,
     Ping,
@@ -56,6 +56,8 @@ from dllama_gpu.net.store import SliceStore
 from dllama_gpu.net.trace import MAX_RECORDS, TraceRecorder
 
 _LONGEST_TIMEOUT = 3600.0
+_PROBE_TIMEOUT = 5.0
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Session:
         self._channel.send(self._report(self._device))
         handlers: dict[type[AnyMessage], Callable[..., None]] = {
             Ping: self._ping,
-            MeasureLinks: self._measure_links,
+            MeasureLink: self._measure_link,
             PeerTable: self._connect,
             GraphMessage: self._load,
             StepBatch: self._step,
@@ -178,12 +180,14 @@ class Session:
     def _ping(self, message: Ping) -> None:
         answer_ping(self._channel, message)
 
-    def _measure_links(self, message: MeasureLinks) -> None:
-        links = []
-        for host, port in message.addresses:
-            address = self._as_seen_from_here(host, port)
-            links.append(probe(address, f"worker {address}", self._node.key, self._hello.token))
-        self._channel.send(LinkReport(tuple(links)))
+    def _measure_link(self, message: MeasureLink) -> None:
+        address = self._as_seen_from_here(message.host, message.port)
+        try:
+            link = probe(address, f"worker {address}", self._node.key, self._hello.token, _PROBE_TIMEOUT)
+        except DllamaError as error:
+            self._channel.send(LinkReport(None, str(error)[:_LONGEST_REASON]))
+        else:
+            self._channel.send(LinkReport(link))
 
     def _connect(self, table: PeerTable) -> None:
         n_nodes = len(table.addresses)

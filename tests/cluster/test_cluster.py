@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -323,6 +324,34 @@ def test_a_worker_that_another_cannot_reach_is_named(source: ModelSource, stack:
         sentence = f"^worker {workers[0].address}: no connection to {nobody}: nothing listens there"
         with connect(workers) as cluster, pytest.raises(DllamaError, match=sentence):
             load(cluster, source, [1, 1, 1])
+
+
+def test_a_worker_that_another_cannot_reach_is_left_out_where_that_is_allowed(
+    source: ModelSource, stack: ExitStack
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        workers = [WorkerProcess(), WorkerProcess(advertise=nobody), WorkerProcess()]
+        for worker in workers:
+            stack.callback(worker.stop)
+        addresses = [worker.address for worker in workers]
+        sentence = (
+            f"^worker {addresses[1]} cannot take part: worker {addresses[0]} cannot reach worker {addresses[1]}: "
+            f"no connection to {nobody}: nothing listens there"
+        )
+        with pytest.raises(DllamaError, match=sentence):
+            Cluster.connect(addresses, measure=[FloatType.Q40])
+        told: list[str] = []
+        with Cluster.connect(
+            addresses, measure=[FloatType.Q40], missing=lambda error: told.append(str(error))
+        ) as cluster:
+            assert len(told) == 1
+            assert re.match(sentence, told[0])
+            assert [str(worker.address) for worker in cluster.workers] == [addresses[0], addresses[2]]
+            assert 0 < cluster.link(addresses[0], addresses[2]).latency_seconds < 1
+            workers[1].await_log("session ended")
+            assert greedy(load(cluster, source, [1, 1, 1])) == greedy(on_one_node(source))
 
 
 def has_ipv6() -> bool:

@@ -63,7 +63,7 @@ def machines() -> Sequence[Network]:
         check_available()
     except UnavailableError as reason:
         pytest.skip(str(reason))
-    with Network(3) as network:
+    with Network(4) as network:
         yield network
 
 
@@ -111,3 +111,33 @@ def test_a_root_finds_the_workers_of_its_network(machines: Network, smollm2_gguf
         taken = on_root(*inference, "--workers", "auto")()
         assert taken.returncode == 1
         assert "another root uses it" in taken.stderr
+
+
+def test_found_workers_that_cannot_reach_each_other_do_not_end_the_start(machines: Network, tmp_path: Path) -> None:
+    def on_root(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = machines.command(0, sys.executable, "-m", "dllama_gpu.cli.main", *arguments)
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+    tiny = tmp_path / "tiny.gguf"
+    write_tiny_gguf(tiny)
+    inference = ["inference", "--model", str(tiny), "--prompt", "the end", "--temperature", "0", "--steps", "6"]
+    with ExitStack() as stack:
+        workers = []
+        for number in (1, 2, 3):
+            python = machines.command(number, sys.executable)
+            worker = WorkerCommand(tmp_path / str(number), host=machines.address(number), python=python, announce=True)
+            stack.callback(worker.stop)
+            workers.append(worker)
+        machines.keep_apart(2, 3)
+        wait_until(lambda: len(listed(on_root("workers", "--wait", "1").stdout)) == 3, "all workers")
+        together = on_root(*inference, "--workers", "auto")
+        assert together.returncode == 0, together.stderr
+        assert together.stdout == on_root(*inference).stdout
+        taking_part = re.findall(r"^worker +(\S+):[0-9]+: ", together.stderr, re.MULTILINE)
+        assert len(taking_part) == 2
+        assert machines.address(1) in taking_part
+        (why,) = re.findall(r"^left out +(.+)$", together.stderr, re.MULTILINE)
+        assert re.match(r"worker \S+ cannot take part: worker \S+ cannot reach worker \S+: no connection to ", why)
+        named = on_root(*inference, "--workers", *(worker.address for worker in workers[1:]))
+        assert (named.returncode, named.stdout) == (1, "")
+        assert named.stderr.splitlines()[-1].endswith(why)

@@ -95,6 +95,11 @@ class Network:
         """Puts it back in."""
         _ip("-n", self._switch, "link", "set", f"port{machine}", "up")
 
+    def keep_apart(self, *machines: int) -> None:
+        """Lets these machines no longer reach each other, as a Wi-Fi does that keeps its guests apart."""
+        for machine in machines:
+            _ip("-n", self._switch, "link", "set", f"port{machine}", "type", "bridge_slave", "isolated", "on")
+
     def __enter__(self) -> Network:
         _remove_leftovers()
         try:
