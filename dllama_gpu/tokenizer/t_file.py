@@ -32,17 +32,18 @@ _KEY_CHAT_TEMPLATE = 7
 _KEY_CHAT_STOP = 8
 _KEY_N_EOS_TOKENS = 9
 _KEY_ADD_BOS = 10
+_NO_BOS = -1
 
 _TOKEN_HEAD = struct.Struct("<fI")
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """What a `.t` file holds; tokens and scores by id."""
+    """What a `.t` file holds; tokens and scores by id. `bos_id` None is a vocabulary without such a token."""
 
     tokens: tuple[bytes, ...]
     scores: tuple[float, ...]
-    bos_id: int
+    bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
     chat_template: str | None = None
@@ -101,7 +102,7 @@ def _parse_current(reader: _Reader) -> TokenizerFile:
         reader,
         vocab_size=values.get(_KEY_VOCAB_SIZE, 0),
         max_token_length=values.get(_KEY_MAX_TOKEN_LENGTH, 0),
-        bos_id=values.get(_KEY_BOS_ID, -1),
+        bos_id=values.get(_KEY_BOS_ID, _NO_BOS),
         eos_ids=tuple(eos_ids),
         add_bos=values.get(_KEY_ADD_BOS, 1) == 1,
         chat_template=chat_template,
@@ -135,13 +136,14 @@ def _with_tokens(
         reader.fail(f"states {vocab_size} tokens, {reader.n_left} bytes are left for them")
     if max_token_length < 1:
         reader.fail(f"states {max_token_length} bytes as the length of its longest token")
-    for name, token_id in (("BOS", bos_id), *(("EOS", eos_id) for eos_id in eos_ids)):
+    stated = [("BOS", bos_id)] if bos_id != _NO_BOS else []
+    for name, token_id in (*stated, *(("EOS", eos_id) for eos_id in eos_ids)):
         if not 0 <= token_id < vocab_size:
             reader.fail(f"states the {name} id {token_id}, outside of its {vocab_size} tokens")
     tokens, scores = reader.tokens(vocab_size, max_token_length)
     if reader.n_left:
         reader.fail(f"goes on for {reader.n_left} bytes after its {vocab_size} tokens")
-    return TokenizerFile(tokens, scores, bos_id, eos_ids, add_bos, chat_template)
+    return TokenizerFile(tokens, scores, bos_id if stated else None, eos_ids, add_bos, chat_template)
 
 
 class _Reader:
@@ -226,7 +228,7 @@ def format_t_file(file: TokenizerFile) -> bytes:
         raise DllamaError(f"token {file.tokens.index(b'')} has no bytes, and a `.t` file cannot hold such a token")
     template = (file.chat_template or "").encode("utf-8")
     pairs = [
-        (_KEY_BOS_ID, file.bos_id),
+        (_KEY_BOS_ID, _NO_BOS if file.bos_id is None else file.bos_id),
         (_KEY_VERSION, _VERSION),
         (_KEY_VOCAB_SIZE, len(file.tokens)),
         (_KEY_MAX_TOKEN_LENGTH, max(map(len, file.tokens), default=0)),

@@ -53,7 +53,7 @@ def tokenizer_from_t_file(file: TokenizerFile) -> Tokenizer:
         kinds=kinds,
         bos_id=file.bos_id,
         eos_ids=with_known_ends(file.eos_ids, tokens, kinds),
-        add_bos=file.add_bos,
+        add_bos=file.add_bos and file.bos_id is not None,
         space_prefix=SpacePrefix.NONE if first_byte is None else SpacePrefix.EACH,
         chat_template=file.chat_template,
     )
@@ -94,8 +94,9 @@ def _positions(tokens: Sequence[bytes], token: bytes) -> list[int]:
 
 def _kinds(file: TokenizerFile, first_byte: int | None) -> tuple[TokenKind, ...]:
     scores = dict(zip(file.tokens, file.scores, strict=True))
-    added_from = file.bos_id if 2 * file.bos_id >= len(file.tokens) else len(file.tokens)
-    kinds = [TokenKind.NORMAL] * len(file.tokens)
+    n_tokens = len(file.tokens)
+    added_from = file.bos_id if file.bos_id is not None and 2 * file.bos_id >= n_tokens else n_tokens
+    kinds = [TokenKind.NORMAL] * n_tokens
     for token_id, (token, score) in enumerate(zip(file.tokens, file.scores, strict=True)):
         if first_byte is None and score == TAKEN_WHOLE:
             kinds[token_id] = TokenKind.USER_DEFINED
@@ -106,8 +107,8 @@ def _kinds(file: TokenizerFile, first_byte: int | None) -> tuple[TokenKind, ...]
             kinds[token_id] = TokenKind.USER_DEFINED
     if first_byte is not None:
         kinds[first_byte : first_byte + 256] = [TokenKind.BYTE] * 256
-    for token_id in (file.bos_id, *file.eos_ids):
-        kinds[token_id] = TokenKind.CONTROL
+    for control_id in (*(() if file.bos_id is None else (file.bos_id,)), *file.eos_ids):
+        kinds[control_id] = TokenKind.CONTROL
     return tuple(kinds)
 
 

@@ -66,7 +66,8 @@ def test_what_is_written_is_read(
 ) -> None:
     ids = st.integers(0, len(vocabulary) - 1)
     tokens, scores = zip(*vocabulary, strict=True)
-    file = TokenizerFile(tokens, scores, data.draw(ids), tuple(data.draw(st.lists(ids, max_size=4))), add_bos, template)
+    bos_id = data.draw(st.none() | ids)
+    file = TokenizerFile(tokens, scores, bos_id, tuple(data.draw(st.lists(ids, max_size=4))), add_bos, template)
     assert parse_t_file(format_t_file(file), "x.t") == file
 
 
@@ -87,6 +88,11 @@ def test_older_keys_are_read_as_the_original_reads_them() -> None:
 def test_the_older_magic_is_read() -> None:
     data = struct.pack("<Iiiiii", 0x567123, 5, 4, 3, 4, -1) + TOKENS
     assert parse_t_file(data, "x.t") == TokenizerFile(FILE.tokens, FILE.scores, 3, (4,), add_bos=True)
+
+
+def test_a_vocabulary_may_have_no_bos() -> None:
+    for header_bytes in (header(*GOOD, (3, -1)), header(*(pair for pair in GOOD if pair[0] != 3))):
+        assert parse_t_file(header_bytes + TOKENS, "x.t").bos_id is None
 
 
 def test_a_file_cut_at_any_byte_is_refused_with_a_sentence() -> None:
@@ -116,7 +122,7 @@ GOOD = [(0, 1), (1, 5), (2, 4), (3, 3), (9, 0)]
         (header(*GOOD, (2, 0)) + TOKENS, "states 0 bytes as the length of its longest token"),
         (header(*GOOD, (2, 3)) + TOKENS, "gives token 4 at byte 95 a length of 4, outside of 1 to 3"),
         (header(*GOOD, (3, 5)) + TOKENS, "states the BOS id 5, outside of its 5 tokens"),
-        (header(*GOOD, (3, -1)) + TOKENS, "states the BOS id -1"),
+        (header(*GOOD, (3, -2)) + TOKENS, "states the BOS id -2"),
         (header(*GOOD, (4, 5)) + TOKENS, "states the EOS id 5"),
         (header(*GOOD, (9, -1)) + TOKENS, "the EOS ids takes -4 bytes"),
         (header(*GOOD, (9, 2**31 - 1)) + TOKENS, "the EOS ids takes 8589934588 bytes"),
@@ -142,7 +148,8 @@ def test_changed_bytes_give_a_file_or_a_sentence(changes: list[tuple[int, int]])
         file = parse_t_file(bytes(data), "x.t")
     except DllamaError:
         return
-    assert len(file.tokens) == len(file.scores) > file.bos_id >= 0
+    assert len(file.tokens) == len(file.scores)
+    assert file.bos_id is None or 0 <= file.bos_id < len(file.tokens)
 
 
 @settings(deadline=None)

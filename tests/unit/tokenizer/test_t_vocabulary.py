@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllama_gpu.tokenizer import Tokenizer, TokenizerFile, tokenizer_from_t_file
+from dllama_gpu.tokenizer import ChatTemplate, Tokenizer, TokenizerFile, tokenizer_from_t_file
 from tests.unit.tokenizer.small_vocabularies import byte_pair_t_file, train_byte_pair
 
 LLAMA3_SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|eot_id|>"]
@@ -71,6 +71,16 @@ def test_bytes_in_order_with_different_scores_are_a_byte_pair_vocabulary() -> No
     scores = tuple(-float(token_id) for token_id in range(len(tokens)))
     tokenizer = tokenizer_from_t_file(TokenizerFile(tokens, scores, bos_id=257, eos_ids=(), add_bos=False))
     assert tokenizer.encode("ab") == [256]  # a SentencePiece vocabulary would put a space in front
+
+
+def test_a_vocabulary_without_bos_puts_nothing_first() -> None:
+    tokens = (*(bytes([byte]) for byte in range(256)), b"ab", b"<|im_end|>")
+    scores = tuple(-float(token_id) for token_id in range(len(tokens)))
+    tokenizer = tokenizer_from_t_file(TokenizerFile(tokens, scores, bos_id=None, eos_ids=(257,), add_bos=True))
+    assert (tokenizer.bos_id, tokenizer.add_bos) == (None, False)
+    assert tokenizer.encode("ab<|im_end|>") == [256, 257]
+    template = ChatTemplate.for_tokenizer(tokenizer, "chatml")
+    assert "<|im_end|>" in template.render([{"role": "user", "content": "hello"}])
 
 
 def test_unknown_is_told_by_its_text_and_stands_for_missing_bytes() -> None:
