@@ -238,7 +238,7 @@ def print_catalogue() -> None:
 def _is_here(entry: ModelEntry) -> bool:
     if entry.download is None:
         return all(is_verified(_MODELS / entry.name, file) for file in entry.files)
-    return (_MODELS / entry.name / f"dllama_model_{entry.name}.m").exists()
+    return all((_MODELS / entry.name / name).exists() for name in entry.downloaded)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dllama_gpu.errors import DllamaError
@@ -26,7 +26,8 @@ class ModelEntry:
     """A model: what to fetch, which of the files is the model itself, and how to show what it can do.
 
     `prompt` and the `arguments` of `dllama-gpu inference` are what it runs with unless the person says otherwise.
-    `download` is the name by which `dllama-gpu download` gets it, where `files` do not say. `chats`: it answers.
+    `download` is the name by which `dllama-gpu download` gets it, where `files` do not say, and `downloaded` what it
+    then leaves in the model's folder. `chats`: it answers.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelEntry:
     prompt: str
     arguments: tuple[str, ...] = ()
     download: str | None = None
+    downloaded: tuple[str, ...] = ()
     chats: bool = False
     shape: Shape | None = None
 
@@ -51,13 +53,14 @@ HUB_PREFIX = "hf:"
 _QUESTION = "Why is the sky blue?"
 
 
-def entry_on_hub(name: str, description: str, shape: Shape | None = None) -> ModelEntry:
+def entry_on_hub(name: str, description: str) -> ModelEntry:
     """A model that `dllama-gpu download` gets by `name`."""
-    return ModelEntry(name, description, (), "", prompt=_QUESTION, download=name, chats=True, shape=shape)
+    return ModelEntry(name, description, (), "", prompt=_QUESTION, download=name, chats=True)
 
 
 def _entry_of(model: HubModel) -> ModelEntry:
-    return entry_on_hub(model.name, model.description, model.shape)
+    entry = entry_on_hub(model.name, model.description)
+    return replace(entry, downloaded=(model.target, model.tokenizer_target), shape=model.shape)
 
 
 DEFAULT_MODEL = "smollm2_135m_instruct"

@@ -50,6 +50,23 @@ def test_listing_the_models_needs_only_the_standard_library() -> None:
     assert 4.2 < needs[0] < 5.2
 
 
+def test_a_model_counts_as_downloaded_when_its_tokenizer_is_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def downloaded() -> list[str]:
+        launch.print_catalogue()
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(", downloaded")]
+
+    monkeypatch.setattr(launch, "_MODELS", tmp_path)
+    folder = tmp_path / "qwen3_0.6b_q40"
+    folder.mkdir()
+    assert downloaded() == []
+    (folder / "dllama_model_qwen3_0.6b_q40.m").touch()
+    assert downloaded() == []
+    (folder / "dllama_tokenizer_qwen3_0.6b_q40.t").touch()
+    assert downloaded() == ["qwen3_0.6b_q40"]
+
+
 def test_an_unknown_model_is_a_sentence_and_status_2() -> None:
     finished = run_launch("smolm2-135m-instruct")
     assert (finished.returncode, finished.stdout) == (2, "")
