@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -118,6 +119,17 @@ def _join(context: Any, value: Any, d: str = "", attribute: str | int | None = N
     return cast(str, filters.do_join(context, listed, d, attribute))
 
 
+@jinja2.pass_environment
+def _sum(environment: Any, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
+    values = list(iterable)
+    if attribute is not None:
+        values = list(map(filters.make_attrgetter(environment, attribute), values))
+    if isinstance(start, (list, tuple)) and all(isinstance(value, type(start)) for value in values):
+        check_size(len(start) + sum(map(len, values)))
+        return type(start)(itertools.chain(start, *values))  # sum() would copy what it has at every step
+    return sum(values, start)
+
+
 BOUNDED_FILTERS: Mapping[str, Any] = {
     "batch": _batch,
     "center": _center,
@@ -125,5 +137,6 @@ BOUNDED_FILTERS: Mapping[str, Any] = {
     "indent": _indent,
     "join": _join,
     "replace": _replace,
+    "sum": _sum,
 }
 """Filters of jinja2 whose results can be much longer than what they are given, checked first."""

@@ -86,6 +86,8 @@ def test_joins_work_in_every_place() -> None:
         ("{{ ''.join(['x' * 9999] * 9999) }}", "makes a text of more than"),
         ("{{ (['x' * 9999] * 9999) | join }}", "makes a text of more than"),
         ("{{ ([{'a': 'x' * 9999}] * 9999) | join('', attribute='a') }}", "makes a text of more than"),
+        ("{{ ([['x'] * 9999] * 9999) | sum(start=[]) }}", "makes a text of more than"),
+        ("{{ ['a', 'b'] | sum(start='') }}", "can't sum strings"),
         ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "makes a text of more than 16777216 characters"),
     ],
 )
@@ -104,6 +106,14 @@ def test_formatting_replacing_and_joining_work_within_their_bounds() -> None:
     mapped = "{{ ','.join([{'n': 'x'}, {'n': 'y'}] | map(attribute='n')) }} {{ [{'n': 3}] | join(attribute='n') }}"
     assert render(mapped) == "x,y 3"
     assert render("{{ 'a\nb' | indent(2) }}{{ 'c' | center(3) }}{{ 'd'.ljust(2) }}.") == "a\n  b c d ."
+
+
+def test_sums_add_up_numbers_and_lists() -> None:
+    assert render("{{ [1, 2.5] | sum }} {{ [1, 2] | sum(start=4) }} {{ [] | sum(start=[]) }}") == "3.5 7 []"
+    assert render("{{ [[1], [2, 3]] | sum(start=[0]) }}") == "[0, 1, 2, 3]"
+    messages = [{"calls": ["a"], "n": 1}, {"calls": ["b"], "n": 2}]
+    source = "{{ m | sum(attribute='calls', start=[]) }} {{ m | map(attribute='calls') | sum(start=[]) }} "
+    assert render(source + "{{ m | sum(attribute='n') }}", m=messages) == "['a', 'b'] ['a', 'b'] 3"
 
 
 def test_loops_without_output_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
