@@ -45,6 +45,10 @@ class Dispatch:
     push: bytes
     grid: tuple[int, int, int]
     """Workgroups."""
+    subgroup_size: int = 0
+    """What the shader was planned for and must get where a driver has several sizes; 0 for shaders that ask."""
+    work: int = 0
+    """About how many multiplications it takes, reading counted as some; of those that take long."""
 
 
 @dataclass(frozen=True)

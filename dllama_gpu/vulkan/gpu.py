@@ -10,7 +10,12 @@ from dllama_gpu.vulkan.pipeline_cache import load_pipelines, save_pipelines
 from dllama_gpu.vulkan.shaders import read_spirv
 from dllama_gpu.vulkan.tiers import chosen_tier, limits_of
 
-_KernelKey = tuple[str, tuple[int, ...], int, int]
+_KernelKey = tuple[str, tuple[int, ...], int, int, int]
+
+
+def required_subgroup_size(dispatch: Dispatch, offered: _native.Subgroup) -> int:
+    """The size that the kernel of a dispatch must have, 0 where the driver has no choice of sizes or none is needed."""
+    return dispatch.subgroup_size if offered.min_size <= dispatch.subgroup_size <= offered.max_size else 0
 
 
 class Gpu:
@@ -41,11 +46,13 @@ class Gpu:
 
     def kernel(self, dispatch: Dispatch) -> _native.Kernel:
         """The kernel of a dispatch, compiled when it is first asked for."""
-        key = (dispatch.shader, dispatch.specialization, len(dispatch.bindings), len(dispatch.push))
+        name, constants = dispatch.shader, dispatch.specialization
+        size = required_subgroup_size(dispatch, self.info.subgroup)
+        n_bindings, push_bytes = len(dispatch.bindings), len(dispatch.push)
+        key = (name, constants, n_bindings, push_bytes, size)
         if key not in self._kernels:
-            name, specialization, n_bindings, push_bytes = key
             with explained(self.label, f"the shader {name} was compiled"):
-                self._kernels[key] = self.native.kernel(read_spirv(name), n_bindings, push_bytes, specialization)
+                self._kernels[key] = self.native.kernel(read_spirv(name), n_bindings, push_bytes, constants, size)
             self._unsaved = True
         return self._kernels[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,10 @@ from dllama_gpu.vulkan.gpu import Gpu
 from dllama_gpu.vulkan.memory import ProgramMemory
 from dllama_gpu.vulkan.plan import STEP, ProgramPlan
 from dllama_gpu.vulkan.step import write_step
+from dllama_gpu.vulkan.submits import in_submits, should_cut_anew
 
 _SECONDS = 120.0  # that a segment may take
 _SECONDS_ON_A_PROCESSOR = 1800.0
-_FEW_ROWS = 16
-_DISPATCHES_A_SUBMIT = 32
-"""For more rows than a few: systems reset a GPU that one submit keeps for seconds (2 on Windows)."""
 
 _RecordingKey = tuple[int, int, int]
 """Segment, rows, rows that want logits."""
@@ -45,6 +44,7 @@ class VulkanProgram:
         self._declared = {buffer.name: buffer for buffer in plan.graph.buffers}
         self._step = memory.views[STEP].view(np.uint32)
         self._recordings: dict[_RecordingKey, list[_native.Recording]] = {}
+        self._seconds_of: dict[_RecordingKey, float] = {}
         self._seconds = _SECONDS_ON_A_PROCESSOR if gpu.info.type == "cpu" else _SECONDS
 
     @property
@@ -56,13 +56,16 @@ class VulkanProgram:
         """Computes one step; see `dllama_gpu.graph.batch.Program.run`. Raises GpuError when the GPU fails."""
         batch.check(self.graph)
         rows, logit_rows = self._plan.buckets(len(batch.tokens), len(batch.logit_rows))
-        recordings = [self._recorded((number, rows, logit_rows)) for number in range(len(self._segments))]
+        keys = [(number, rows, logit_rows) for number in range(len(self._segments))]
+        recordings = [self._recorded(key) for key in keys]
         self._gpu.keep_kernels()
         write_step(batch, self._step)
-        for submits, (_, wanted) in zip(recordings, self._segments, strict=True):
+        for key, submits, (_, wanted) in zip(keys, recordings, self._segments, strict=True):
+            start = time.perf_counter()
             for recording in submits:
                 with explained(self._gpu.label, "a step was computed"):
                     recording.run(self._seconds)
+            self._learn(key, time.perf_counter() - start)
             if wanted is not None:
                 if exchange is None:
                     raise DllamaError("this graph is one node's share of a model; it runs only within a cluster")
@@ -114,11 +117,15 @@ class VulkanProgram:
     def _recorded(self, key: _RecordingKey) -> list[_native.Recording]:
         """The submits of a segment, none where it has nothing to do."""
         if key not in self._recordings:
-            work = self._plan.segment(*key)
-            size = max(len(work), 1) if key[1] <= _FEW_ROWS else _DISPATCHES_A_SUBMIT
+            parts = in_submits(self._plan.segment(*key), self._seconds_of.get(key))
             with explained(self._gpu.label, "work was recorded"):
-                self._recordings[key] = [self._record(work[at : at + size]) for at in range(0, len(work), size)]
+                self._recordings[key] = [self._record(part) for part in parts]
         return self._recordings[key]
+
+    def _learn(self, key: _RecordingKey, seconds: float) -> None:
+        if should_cut_anew(len(self._recordings[key]), seconds, self._seconds_of.get(key)):
+            self._seconds_of[key] = seconds
+            del self._recordings[key]
 
     def _record(self, work: Sequence[Recorded]) -> _native.Recording:
         recording = self._gpu.native.recording()

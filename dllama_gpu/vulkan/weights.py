@@ -76,9 +76,14 @@ class PackedMatrix:
         return sum(weight.n_rows for weight in self.members)
 
     @property
+    def n_columns(self) -> int:
+        """Of a row."""
+        return self.members[0].n_columns
+
+    @property
     def n_units(self) -> int:
         """Of a row."""
-        return -(-self.members[0].n_columns // UNIT_COLUMNS[self.float_type])
+        return -(-self.n_columns // UNIT_COLUMNS[self.float_type])
 
     @property
     def scales_offset(self) -> int:
@@ -145,7 +150,7 @@ def packed_chunks(matrix: PackedMatrix, source: ModelSource) -> Iterator[Chunk]:
         for begin in range(0, n_part_rows, step):
             end = min(begin + step, n_part_rows)
             rows = np.stack([tensor[begin:end] for tensor in tensors], axis=1).reshape(-1, row_bytes)
-            units, scales = pack_rows(rows, type, matrix.members[0].n_columns)
+            units, scales = pack_rows(rows, type, matrix.n_columns)
             bad = _first_bad_row(units, scales, type)
             if bad >= 0:
                 part = parts[bad % n_members]

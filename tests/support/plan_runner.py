@@ -13,6 +13,7 @@ from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.dispatch import Dispatch
+from dllama_gpu.vulkan.gpu import required_subgroup_size
 from dllama_gpu.vulkan.limits import DeviceLimits, Tier
 from dllama_gpu.vulkan.plan import STEP, plan_program
 from dllama_gpu.vulkan.shaders import read_spirv
@@ -40,7 +41,8 @@ class PlanRunner:
         key = dispatch.shader, dispatch.specialization
         if key not in self.kernels:
             spirv, n_bindings, n_push = read_spirv(dispatch.shader), len(dispatch.bindings), len(dispatch.push)
-            self.kernels[key] = self.device.kernel(spirv, n_bindings, n_push, dispatch.specialization)
+            size = required_subgroup_size(dispatch, self.device.info.subgroup)
+            self.kernels[key] = self.device.kernel(spirv, n_bindings, n_push, dispatch.specialization, size)
         return self.kernels[key]
 
 

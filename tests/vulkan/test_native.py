@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,24 +74,17 @@ def test_a_kernel_serves_dispatches_over_parts_of_buffers(native_device: _native
         assert np.array_equal(copied, upload.view()[source * part : (source + 1) * part])
 
 
-def test_an_indirect_dispatch_takes_its_size_from_a_buffer(native_device: _native.Device) -> None:
-    upload, back, counts = (
-        buffer(native_device, "UPLOAD"),
-        buffer(native_device, "READBACK"),
-        buffer(native_device, "UPLOAD", 16),
-    )
-    words(upload)[:] = 7
-    recording = native_device.recording()
-    places = [(upload, 0, N_BYTES), (back, 0, N_BYTES)]
-    recording.dispatch_indirect(copier(native_device), places, push(64), counts, 4)
-    recording.host_barrier()
-    recording.finish()
-    words(counts)[:] = [9, 0, 1, 1]
-    recording.run(30)
-    assert not words(back).any()
-    words(counts)[:] = [9, 1, 1, 1]
-    recording.run(30)
-    assert words(back).sum() == 7 * 64
+@pytest.mark.parametrize(("least", "most", "wanted"), [(8, 32, 32), (0, 0, 0), (8, 16, 0)])
+def test_a_size_of_subgroups_is_required_where_the_driver_has_a_choice(
+    device_index: int, least: int, most: int, wanted: int
+) -> None:
+    from dllama_gpu.vulkan.dispatch import Dispatch
+    from dllama_gpu.vulkan.gpu import required_subgroup_size
+
+    offered = SimpleNamespace(min_size=least, max_size=most)
+    planned, free = (Dispatch("shader", (1,), (), b"", (1, 1, 1), size) for size in (32, 0))
+    assert required_subgroup_size(planned, offered) == wanted
+    assert required_subgroup_size(free, offered) == 0
 
 
 def test_a_missing_barrier_is_noticed(validated_device: _native.Device) -> None:

@@ -184,7 +184,21 @@ def test_a_step_is_one_submit(vulkan_device: Devices, source: ModelSource) -> No
     n_dispatches, n_barriers, n_submits = program.work_of(1, 1)
     assert n_submits == 1
     assert n_barriers <= n_dispatches
-    assert program.work_of(40, 1)[2] > 1, "a long step is cut, or systems reset the GPU"
+
+
+def test_a_long_step_is_cut_into_submits_and_joined_where_the_gpu_is_fast(
+    vulkan_device: Devices, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dllama_gpu.vulkan import submits
+
+    wanted = logits(vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source))
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, options()), source)
+    monkeypatch.setattr(submits, "_FIRST_RATE", 1e3)
+    assert program.work_of(40, 40)[2] > 10
+    assert_close(logits(program), wanted)
+    monkeypatch.setattr(submits, "SECONDS", 1e3)
+    assert_close(logits(program), wanted)
+    assert program.work_of(40, 40)[2] == 1
 
 
 def test_rows_outside_the_graph_are_refused(vulkan_device: Devices, source: ModelSource) -> None:

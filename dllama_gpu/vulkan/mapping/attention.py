@@ -123,6 +123,7 @@ def attention(op: Attention, around: Surroundings, counts: RowCounts) -> Iterato
         ),
         push,
         (plan.n_splits, plan.n_groups, n_rows),
+        work=2 * n_rows * op.n_heads * cache.head_dim * min(around.seq_len, op.window or around.seq_len),
     )
     if splits:
         lanes = max(8, min(64, plan.lanes))

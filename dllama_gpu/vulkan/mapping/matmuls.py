@@ -24,7 +24,9 @@ from dllama_gpu.vulkan.mapping.surroundings import (
     out_mode,
 )
 from dllama_gpu.vulkan.tuning import Tuning
-from dllama_gpu.vulkan.weights import PackedMatrix
+from dllama_gpu.vulkan.weights import PackedMatrix, Shard
+
+_PRODUCTS_A_READ = 4
 
 
 def matmul(op: Matmul, around: Surroundings, counts: RowCounts) -> Iterator[Dispatch]:
@@ -51,6 +53,7 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
     together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
+        work = _work(shard, matrix, n_rows)
         outputs = out.values("w"), out.scales("w")
         if matrix_tile is not None:
             yield Dispatch(
@@ -59,6 +62,8 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
                 (around.step, shard.units, shard.scales, x.values(), x.scales(), *outputs),
                 push,
                 (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+                subgroup_size=tuning.limits.subgroup_size,
+                work=work,
             )
         elif together is not None:
             shape = tune.gated_matvec(tuning, together)
@@ -68,6 +73,7 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
                 (shard.units, shard.scales, *inputs, *outputs),
                 push,
                 long_grid(-(-shard.n_rows // 64), n_rows // together),
+                work=work,
             )
         else:
             tile = tune.tile(tuning, dot, shard.n_rows, n_rows)
@@ -77,6 +83,7 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
                 (around.step, shard.units, shard.scales, *inputs, *outputs),
                 push,
                 (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
+                work=work,
             )
 
 
@@ -114,6 +121,7 @@ def expert_gated_matmul(op: ExpertGatedMatmul, around: Surroundings, counts: Row
                 shard.n_rows // (2 * hidden),
             ),
             (-(-hidden // 32), ids.width, counts.all),
+            work=counts.all * ids.width * _work(shard, matrix, 1) // matrix.n_experts,
         )
 
 
@@ -140,6 +148,7 @@ def expert_matmul(op: ExpertMatmul, around: Surroundings, counts: RowCounts) -> 
                 shard.n_rows // n_rows,
             ),
             (-(-n_rows // (shape.workgroup // shape.team * shape.rows)), counts.all, 1),
+            work=counts.all * ids.width * _work(shard, matrix, 1) // matrix.n_experts,
         )
 
 
@@ -160,6 +169,7 @@ def _multiply(
     together = tune.matvec_rows(tuning, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
+        work = _work(shard, matrix, n_rows)
         if matrix_tile is not None:
             yield Dispatch(
                 "matmul_matrix",
@@ -167,6 +177,8 @@ def _multiply(
                 (around.step, shard.units, shard.scales, x.values(), x.scales(), out.values("w")),
                 push,
                 (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+                subgroup_size=tuning.limits.subgroup_size,
+                work=work,
             )
         elif together is not None:
             shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, together)
@@ -176,6 +188,7 @@ def _multiply(
                 (shard.units, shard.scales, *inputs, out.values("w")),
                 push,
                 long_grid(-(-shard.n_rows // (shape.workgroup // shape.team * shape.rows)), n_rows // together),
+                work=work,
             )
         else:
             tile = tune.tile(tuning, dot, shard.n_rows, n_rows)
@@ -185,6 +198,7 @@ def _multiply(
                 (around.step, shard.units, shard.scales, *inputs, out.values("w")),
                 push,
                 (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
+                work=work,
             )
 
 
@@ -210,6 +224,11 @@ def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[
     if dot:
         return (x.values(), x.scales()), x.stride // 16, True
     return (x.values(),), x.stride // 4, False
+
+
+def _work(shard: Shard, matrix: PackedMatrix, n_rows: int) -> int:
+    """Reading a weight takes as long as a few products with it."""
+    return shard.n_rows * matrix.n_columns * max(n_rows, _PRODUCTS_A_READ)
 
 
 def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:

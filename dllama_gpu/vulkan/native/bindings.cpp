@@ -181,13 +181,6 @@ PYBIND11_MODULE(_native, module) {
             self.dispatch(kernel, to_bindings(bindings), push, groups);
           },
           "kernel"_a, "bindings"_a, "push"_a, "groups"_a)
-      .def(
-          "dispatch_indirect",
-          [](Recording& self, const std::shared_ptr<Kernel>& kernel, const std::vector<BindingTuple>& bindings,
-             const py::bytes& push, const std::shared_ptr<Buffer>& counts, uint64_t offset) {
-            self.dispatch_indirect(kernel, to_bindings(bindings), push, counts, offset);
-          },
-          "kernel"_a, "bindings"_a, "push"_a, "counts"_a, "offset"_a)
       .def("barrier", &Recording::barrier)
       .def("host_barrier", &Recording::host_barrier)
       .def("copy", &Recording::copy, "source"_a, "source_offset"_a, "target"_a, "target_offset"_a, "n_bytes"_a)

@@ -97,24 +97,6 @@ void Recording::dispatch(const std::shared_ptr<Kernel>& kernel, const std::vecto
   ++n_dispatches_;
 }
 
-void Recording::dispatch_indirect(const std::shared_ptr<Kernel>& kernel, const std::vector<Binding>& bindings,
-                                  const std::string& push, const std::shared_ptr<Buffer>& counts, uint64_t offset) {
-  check(kernel, bindings, push);
-  check_range(*counts, offset, 12, 4);
-  const vk::DescriptorSet set = descriptor_set(*kernel, bindings);
-  record(std::make_shared<Commands>(
-      [this, kernel, bindings, set, push, counts, offset](const vk::CommandBuffer& commands) {
-        if (bound_ != kernel.get()) kernel->algorithm()->recordBindCore(commands);
-        bound_ = kernel.get();
-        commands.bindDescriptorSets(vk::PipelineBindPoint::eCompute, kernel->pipeline_layout(), 0, set, {});
-        if (!push.empty())
-          commands.pushConstants(kernel->pipeline_layout(), vk::ShaderStageFlagBits::eCompute, 0,
-                                 static_cast<uint32_t>(push.size()), push.data());
-        commands.dispatchIndirect(counts->handle(), offset);
-      }));
-  ++n_dispatches_;
-}
-
 void Recording::barrier() {
   record(std::make_shared<Commands>(device_barrier));
   ++n_barriers_;

@@ -33,9 +33,6 @@ class Recording {
 
   void dispatch(const std::shared_ptr<Kernel>& kernel, const std::vector<Binding>& bindings, const std::string& push,
                 const Groups& groups);
-  // The three group counts lie at `offset` of `counts` as 32-bit words.
-  void dispatch_indirect(const std::shared_ptr<Kernel>& kernel, const std::vector<Binding>& bindings,
-                         const std::string& push, const std::shared_ptr<Buffer>& counts, uint64_t offset);
   // Shaders and copies behind it see what those before it wrote.
   void barrier();
   // The CPU sees after run() what was written before it.

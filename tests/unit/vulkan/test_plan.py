@@ -141,6 +141,7 @@ def test_matrix_units_multiply_many_rows_in_whole_tiles(rows: int) -> None:
         assert workgroup == 32 * (64 // part_rows) * (batch // part_batch) <= MATRIX.max_invocations
         assert shared_bytes(item, Tier.MATRIX) <= MATRIX.shared_bytes
         assert (part_rows % m, part_batch % n, 32 % k) == (0, 0, 0)
+        assert item.subgroup_size == 32
         assert item.grid[0] * batch >= rows
     head = items[-3]
     assert head.shader.startswith("matvec"), "one row of logits needs no tiles"
@@ -161,6 +162,15 @@ def test_f16_is_used_where_nothing_more_exact_is_asked_for(
 ) -> None:
     assert (tune.matrix_tile(tune.for_device(MATRIX, Tier.MATRIX), type, packed, rows) is not None) is wanted
     assert tune.matrix_tile(tune.for_device(MATRIX, Tier.DOT), type, packed, rows) is None
+
+
+def test_the_work_of_a_step_counts_its_matrices_for_every_row() -> None:
+    found = plan()
+    matrices = {name: matrix.n_rows * matrix.n_columns for name, matrix in found.around.matrices.items()}
+    in_layers = sum(matrices.values()) - sum(n for name, n in matrices.items() if name in ("embedding", "head"))
+    items = [item for item in found.segment(0, 32, 0) if isinstance(item, Dispatch)]
+    assert sum(item.work for item in items if item.shader != "attention") == 32 * in_layers
+    assert all(item.work for item in items if item.shader == "attention")
 
 
 def test_no_rows_of_logits_leave_the_head_out() -> None:
