@@ -6,8 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.measure import Job, Measurement, measurement_from_json, to_json
 from dllama_gpu.errors import DllamaError
@@ -18,16 +19,17 @@ _LONGEST_SECONDS = 1800
 _BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 OURS = "benchmarks.ours"
 PEER = "benchmarks.peers.llama_cpp"
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def measure_ours(job: Job) -> Measurement:
-    """Runs the job with dllama-gpu. Raises DllamaError when it fails."""
-    return measurement_from_json(run_module(sys.executable, OURS, to_json(job)))
+def measure_ours(job: Job, variables: Mapping[str, str] = _NONE) -> Measurement:
+    """Runs the job with dllama-gpu and further environment variables. Raises DllamaError when it fails."""
+    return measurement_from_json(run_module(sys.executable, OURS, to_json(job), variables=variables))
 
 
-def measure_peer(job: Job, python: str) -> Measurement:
+def measure_peer(job: Job, python: str, variables: Mapping[str, str] = _NONE) -> Measurement:
     """Runs the job with llama.cpp in the interpreter `python`. Raises DllamaError when it fails."""
-    return measurement_from_json(run_module(python, PEER, to_json(job)))
+    return measurement_from_json(run_module(python, PEER, to_json(job), variables=variables))
 
 
 def measure_read_rate(n_threads: int, n_bytes: int) -> float:
@@ -80,12 +82,13 @@ def confined_to(n_processors: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def run_module(python: str, module: str, *arguments: str) -> str:
+def run_module(python: str, module: str, *arguments: str, variables: Mapping[str, str] = _NONE) -> str:
     """The last line that `python -m module arguments` prints. Raises DllamaError when it fails."""
     try:
         done = subprocess.run(
             [python, "-m", module, *arguments],
             cwd=_REPOSITORY,
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -13,6 +13,7 @@ from benchmarks.work import Work
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+LEAST_AGREEMENT = 0.99  # of logits: rounding differs between the programs, a different model would be near 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ N_LOGITS = 64
 """Logits that a program reports, so that two programs can be checked for computing the same."""
 
 
+CPU = "cpu"
+
+
 @dataclass(frozen=True)
 class Job:
     """One model, one number of threads, and how much to run."""
@@ -29,6 +32,8 @@ class Job:
     prompt_tokens: int
     decode_tokens: int
     repetitions: int
+    device: str = CPU
+    """Or `vulkan:N`."""
 
     @property
     def seq_len(self) -> int:

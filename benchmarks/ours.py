@@ -7,27 +7,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Job, job_from_json, measure, to_json
+from benchmarks.measure import CPU, Job, job_from_json, measure, to_json
 from dllama_gpu import __version__
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.graph.architectures import build_graph
-from dllama_gpu.graph.batch import Batch, Row
+from dllama_gpu.graph.batch import Batch, Device, Row
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 from launcher.guard import guarded
 
 
 class OurRunner:
-    """The model's program on the CPU device; see `benchmarks.measure.Runner`."""
+    """The model's program on the device of the job; see `benchmarks.measure.Runner`."""
 
     def __init__(self, job: Job) -> None:
         source = open_model(Path(job.model))
-        device = CpuDevice(job.n_threads)
-        options = GraphOptions(seq_len=job.seq_len)
+        device, description, options = _device(job)
         self._max_rows = options.max_rows
         self._program = device.compile(build_graph(source.spec, source.tensors, options), source)
         self._batches: list[Batch] = []
-        self.program = f"dllama-gpu {__version__} ({device.kernels})"
+        self.program = f"dllama-gpu {__version__} ({description})"
         self.vocab_size = source.spec.vocab_size
 
     def clear(self) -> None:
@@ -47,6 +46,18 @@ class OurRunner:
         """Logits (vocab_size,) of the last token."""
         logits: Sequence[float] = self._program.buffer("logits", 1)[0]
         return logits
+
+
+def _device(job: Job) -> tuple[Device, str, GraphOptions]:
+    """The device, what it is, and how the model runs there: a GPU takes a prompt in one step."""
+    if job.device == CPU:
+        cpu = CpuDevice(job.n_threads)
+        return cpu, cpu.kernels, GraphOptions(seq_len=job.seq_len)
+
+    from dllama_gpu.vulkan.device import VulkanDevice
+
+    gpu = VulkanDevice(int(job.device.partition(":")[2]))
+    return gpu, gpu.name, GraphOptions(seq_len=job.seq_len, max_rows=job.prompt_tokens)
 
 
 def main() -> int:

@@ -15,7 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import children
-from benchmarks.findings import PHASES, Comparison, Contention, Results, Round, Settings, agreement, rate
+from benchmarks.findings import (
+    LEAST_AGREEMENT,
+    PHASES,
+    Comparison,
+    Contention,
+    Results,
+    Round,
+    Settings,
+    agreement,
+    rate,
+)
 from benchmarks.machine import this_machine
 from benchmarks.measure import Job, Measurement
 from benchmarks.models import MODEL_NAMES, model_file
@@ -28,7 +38,6 @@ from launcher.guard import guarded
 _RESULTS = Path(__file__).parent / "results"
 _DEFAULT_MODELS = "smollm2,llama-3.2-1b"
 _DEFAULT_THREADS = "1,2"
-_LEAST_AGREEMENT = 0.99  # of logits: rounding differs between the programs, a different model would be near 0
 _READ_BYTES = (64 << 20, 1 << 30)  # least and most: below, the measurement is too short; above, no cache matters
 
 
@@ -129,7 +138,7 @@ def _compare(model: str, path: Path, n_threads: int, settings: Settings, peer_py
         ours = children.measure_ours(job)
         peer = children.measure_peer(job, peer_python) if peer_python is not None else None
         read_rate = children.measure_read_rate(n_threads, read_bytes)
-        if peer is not None and not agreement(ours, peer) > _LEAST_AGREEMENT:
+        if peer is not None and not agreement(ours, peer) > LEAST_AGREEMENT:
             raise DllamaError(
                 f"dllama-gpu and llama.cpp disagree about {path}: their logits correlate with "
                 f"{agreement(ours, peer):.3f} only, so comparing their speed means nothing"

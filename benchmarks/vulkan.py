@@ -14,15 +14,20 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.machine import Machine, this_machine
+from benchmarks import children
+from benchmarks.findings import LEAST_AGREEMENT, agreement
+from benchmarks.machine import this_machine
+from benchmarks.measure import Job
 from benchmarks.models import MODEL_NAMES, model_file
 from benchmarks.random_source import RandomSource
-from benchmarks.report import table
 from benchmarks.synthetic import SHAPES
+from benchmarks.vulkan_report import USERS, Beside, GpuFinding, GpuResults, GpuSettings, markdown, share
 from benchmarks.work import work_of_graph
+from dllama_gpu.cpu.processors import available_threads
+from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Row
 from dllama_gpu.graph.options import GraphOptions
@@ -32,70 +37,27 @@ from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.device import VulkanDevice
 from dllama_gpu.vulkan.limits import Tier
 from dllama_gpu.vulkan.program import VulkanProgram
+from dllama_gpu.vulkan.tiers import TIER_VARIABLE
 from launcher.guard import guarded
 
 _RESULTS = Path(__file__).parent / "results"
 _DEFAULT_MODELS = "smollm2,llama-3.2-1b,llama-3.2-3b,llama-3.1-8b"
-_USERS = 8
-
-
-@dataclass(frozen=True)
-class GpuSettings:
-    """How much is run."""
-
-    prompt_tokens: int
-    decode_tokens: int
-    copy_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuFinding:
-    """One model on the GPU; seconds are medians."""
-
-    model: str
-    matrix_bytes: int
-    """That a token of decode reads."""
-    token_seconds: float
-    """Of a token of one user, right behind the prompt."""
-    users_seconds: float
-    """Of a step with a token of each of 8 users."""
-    prompt_seconds: float
-    """Of the whole prompt."""
-    prompt_macs: int
-    dispatches: int
-    barriers: int
-    submits: int
-    kernels: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Runs in a token and seconds together, by shader and specialization; if asked for."""
-
-
-@dataclass(frozen=True)
-class GpuResults:
-    """All that a run found."""
-
-    date: str
-    machine: Machine
-    settings: GpuSettings
-    device: str
-    driver: str
-    copy_rate: float
-    """Bytes read and bytes written a second, together, when the GPU copies its memory."""
-    models: list[GpuFinding]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for and returns the exit status."""
     options = _parser().parse_args(arguments)
-    settings = GpuSettings(64, 8, 16 << 20) if options.quick else GpuSettings(512, 64, 1 << 28)
     tier = None if options.tier is None else Tier[options.tier.upper()]
     device = VulkanDevice(options.device, tier=tier)
     _say(device.name)
+    settings = _settings(options, on_processor=device.gpu.limits.is_cpu)
     copy_rate = _copy_rate(device, settings.copy_bytes)
     _say(f"copies {copy_rate / 1e9:.1f} GB/s, reading and writing together")
     findings = []
     for name in options.models.split(","):
         findings.append(_measure(device, name, settings, kernels=options.kernels))
         _say(_sentence(findings[-1], settings, copy_rate))
+    besides = [_beside(name, settings, options) for name in options.models.split(",") if options.beside]
     info = device.gpu.info
     results = GpuResults(
         date=datetime.date.today().isoformat(),
@@ -105,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         driver=f"{info.driver} {info.driver_version}",
         copy_rate=copy_rate,
         models=findings,
+        besides=besides,
     )
     print(markdown(results))
     if not options.quick:
@@ -126,9 +89,63 @@ def _parser() -> argparse.ArgumentParser:
         "--device", type=int, default=0, metavar="N", help="as `dllama-gpu devices` counts (%(default)s)"
     )
     parser.add_argument("--tier", choices=[tier.name.lower() for tier in Tier], help="(the best that the GPU can run)")
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="(512; 64 with --quick and for a GPU that a processor imitates)"
+    )
+    parser.add_argument("--decode-tokens", type=int, metavar="N", help="(64; 8 with --quick, 16 for an imitated GPU)")
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="also measure our CPU device, and llama.cpp if --peer-python names it, on the same files",
+    )
+    parser.add_argument(
+        "--peer-python", metavar="PATH", help="a Python interpreter that has llama-cpp-python, with Vulkan (none)"
+    )
+    parser.add_argument(
+        "--peer-library",
+        type=Path,
+        metavar="FOLDER",
+        help="where that package finds libllama and its backends, if not in itself",
+    )
     parser.add_argument("--kernels", action="store_true", help="also the time of each shader in a token")
     parser.add_argument("--quick", action="store_true", help="a short run, not saved: does everything still work?")
     return parser
+
+
+def _settings(options: argparse.Namespace, *, on_processor: bool) -> GpuSettings:
+    prompt_tokens, decode_tokens = (64, 8) if options.quick else (64, 16) if on_processor else (512, 64)
+    if options.prompt_tokens is not None:
+        prompt_tokens = options.prompt_tokens
+    if options.decode_tokens is not None:
+        decode_tokens = options.decode_tokens
+    for name, value in (("--prompt-tokens", prompt_tokens), ("--decode-tokens", decode_tokens)):
+        if value < 1:
+            raise DllamaError(f"{name} must be 1 or more, not {value}")
+    short = options.quick or on_processor
+    return GpuSettings(prompt_tokens, decode_tokens, 16 << 20 if options.quick else 1 << 28, 1 if short else 3)
+
+
+def _beside(name: str, settings: GpuSettings, options: argparse.Namespace) -> Beside:
+    """The programs one after the other. Raises DllamaError when one fails, or computes something else."""
+    path = str(model_file(name))
+    sizes = available_threads(), settings.prompt_tokens, settings.decode_tokens, settings.repetitions
+    on_gpu, on_cpu = Job(path, *sizes, f"vulkan:{options.device}"), Job(path, *sizes)
+    gpu = children.measure_ours(on_gpu, {} if options.tier is None else {TIER_VARIABLE: options.tier})
+    cpu = children.measure_ours(on_cpu)
+    peer = None
+    if options.peer_python is not None:
+        variables = {"GGML_VK_VISIBLE_DEVICES": str(options.device)}
+        if options.peer_library is not None:
+            variables["LLAMA_CPP_LIB_PATH"] = str(options.peer_library.resolve())
+        peer = children.measure_peer(on_gpu, options.peer_python, variables)
+    for found in (gpu, peer):
+        if found is not None and not agreement(cpu, found) > LEAST_AGREEMENT:
+            raise DllamaError(
+                f"our CPU device and {found.program} disagree about {path}: their logits correlate with "
+                f"{agreement(cpu, found):.3f} only, so comparing their speed means nothing"
+            )
+    _say(f"{name}: measured beside one another")
+    return Beside(name, gpu, cpu, peer)
 
 
 def _copy_rate(device: VulkanDevice, n_bytes: int) -> float:
@@ -146,7 +163,7 @@ def _copy_rate(device: VulkanDevice, n_bytes: int) -> float:
 def _measure(device: VulkanDevice, name: str, settings: GpuSettings, *, kernels: bool) -> GpuFinding:
     source = _source(name)
     n_prompt, n_decode = settings.prompt_tokens, settings.decode_tokens
-    options = GraphOptions(max_rows=n_prompt, max_logit_rows=_USERS, n_slots=_USERS, seq_len=n_prompt + n_decode + 1)
+    options = GraphOptions(max_rows=n_prompt, max_logit_rows=USERS, n_slots=USERS, seq_len=n_prompt + n_decode + 1)
     graph = build_graph(source.spec, source.tensors, options)
     program = device.compile(graph, source)
     source.close()
@@ -161,7 +178,7 @@ def _measure(device: VulkanDevice, name: str, settings: GpuSettings, *, kernels:
     singles = [Batch.of([row(n_prompt + i)]) for i in range(n_decode)]
     program.run(singles[0])
     token_seconds = statistics.median(_seconds(functools.partial(program.run, batch)) for batch in singles)
-    users = Batch.of([row(n_prompt, slot) for slot in range(_USERS)])
+    users = Batch.of([row(n_prompt, slot) for slot in range(USERS)])
     program.run(users)
     users_seconds = statistics.median(_seconds(lambda: program.run(users)) for _ in range(min(n_decode, 8)))
     program.run(singles[-1])
@@ -199,52 +216,9 @@ def _kernels(program: VulkanProgram) -> dict[str, tuple[int, float]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
-def markdown(results: GpuResults) -> str:
-    """The report."""
-    settings = results.settings
-    rows = [
-        [
-            finding.model,
-            f"{finding.matrix_bytes / 1e9:.2f} GB",
-            f"{1 / finding.token_seconds:.1f}",
-            f"{_share(finding, results.copy_rate):.0%}",
-            f"{_USERS / finding.users_seconds:.1f}",
-            f"{settings.prompt_tokens / finding.prompt_seconds:.0f}",
-            f"{2 * finding.prompt_macs / finding.prompt_seconds / 1e12:.2f}",
-            f"{finding.dispatches} / {finding.barriers} / {finding.submits}",
-        ]
-        for finding in results.models
-    ]
-    heads = [
-        "model, Q40",
-        "matrices",
-        "decode, tokens/s",
-        "of copy bandwidth",
-        f"{_USERS} users, tokens/s",
-        f"prompt of {settings.prompt_tokens}, tokens/s",
-        "prompt, TFLOP/s",
-        "dispatches / barriers / submits a token",
-    ]
-    parts = [
-        f"# {results.date}, {results.device}\n\n{results.driver}; {results.machine.processor}, "
-        f"{results.machine.n_processors} processors; commit {results.machine.commit}. The GPU copies "
-        f"{results.copy_rate / 1e9:.1f} GB/s, reading and writing together. Method: `benchmarks/METHODOLOGY.md`.",
-        table(heads, rows),
-    ]
-    for finding in results.models:
-        if finding.kernels:
-            lines = [[key, str(n), f"{1e3 * seconds:.3f}"] for key, (n, seconds) in finding.kernels.items()]
-            parts.append(f"{finding.model}, one token by shader:\n\n" + table(["shader", "runs", "ms"], lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _share(finding: GpuFinding, copy_rate: float) -> float:
-    return finding.matrix_bytes / finding.token_seconds / copy_rate
-
-
 def _sentence(finding: GpuFinding, settings: GpuSettings, copy_rate: float) -> str:
     return (
-        f"{finding.model}: decode {1 / finding.token_seconds:.1f} tokens/s ({_share(finding, copy_rate):.0%} of copy "
+        f"{finding.model}: decode {1 / finding.token_seconds:.1f} tokens/s ({share(finding, copy_rate):.0%} of copy "
         f"bandwidth), prompt {settings.prompt_tokens / finding.prompt_seconds:.1f} tokens/s"
     )
 

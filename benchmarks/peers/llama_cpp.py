@@ -2,7 +2,7 @@
 
 JOB is a `Job` as JSON; prints a `Measurement`. The C functions are called directly, so that what the package does in
 Python for every token (copying the logits, above all) is not charged to llama.cpp. All parameters but the sizes and
-the threads are llama.cpp's own defaults.
+the threads are llama.cpp's own defaults. On a GPU all layers are there; GGML_VK_VISIBLE_DEVICES says which GPU.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
+from benchmarks.measure import CPU, Job, job_from_json, measure, to_json
+from benchmarks.peers.bindings import llama_cpp, own_library
 
-from benchmarks.measure import Job, job_from_json, measure, to_json
+_ALL_LAYERS = 999
 
 
 class LlamaCppRunner:
@@ -31,7 +32,7 @@ class LlamaCppRunner:
         llama_cpp.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_parameters = llama_cpp.llama_model_default_params()
-        model_parameters.n_gpu_layers = 0
+        model_parameters.n_gpu_layers = 0 if job.device == CPU else _ALL_LAYERS
         self._model = llama_cpp.llama_model_load_from_file(job.model.encode(), model_parameters)
         if not self._model:
             sys.exit(f"llama.cpp cannot load {job.model}: {self._last_words()}")
@@ -42,9 +43,12 @@ class LlamaCppRunner:
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
             sys.exit(f"llama.cpp cannot make a context: {self._last_words()}")
+        if job.device != CPU and not self._gpu_buffers():
+            sys.exit("this build of llama.cpp has no Vulkan, or refuses this GPU; see --peer-library")
         self._batch = llama_cpp.llama_batch_init(job.prompt_tokens, 0, 1)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self.program = f"llama.cpp of llama-cpp-python {llama_cpp.__version__} ({self._code_path()})"
+        library = "llama.cpp of" if own_library() else "another build of llama.cpp through"
+        self.program = f"{library} llama-cpp-python {llama_cpp.__version__} ({self._code_path()})"
 
     def clear(self) -> None:
         """Empties the KV cache."""
@@ -82,7 +86,12 @@ class LlamaCppRunner:
         described = llama_cpp.llama_print_system_info().decode()
         features = re.findall(r"(\w+) = 1\b", described)
         repacked = re.findall(r"CPU_REPACK model buffer size = *([\d.]+) MiB", "".join(self._log))
-        return f"{' '.join(features)}; repacked {sum(map(float, repacked)):.0f} MiB"
+        on_gpu = "".join(f"; {mib} MiB on {name}" for name, mib in self._gpu_buffers())
+        return f"{' '.join(features)}; repacked {sum(map(float, repacked)):.0f} MiB{on_gpu}"
+
+    def _gpu_buffers(self) -> list[tuple[str, str]]:
+        """Names of GPUs and the MiB of weights on each."""
+        return re.findall(r"(Vulkan\d+) model buffer size = *([\d.]+) MiB", "".join(self._log))
 
 
 def main() -> None:
