@@ -388,6 +388,36 @@ def test_thoughts_of_a_reasoning_model_are_folded_and_not_sent_again(page: Page,
     assert behaviour.requests[1]["messages"][1] == {"role": "assistant", "content": "It is **4**."}
 
 
+def test_thoughts_that_come_apart_are_folded_kept_and_not_sent_again(page: Page, behaviour: Behaviour) -> None:
+    behaviour.thought = "Two and two, **let me see**. " * 9
+    behaviour.answer = lambda messages: "It is 4."
+    behaviour.hold = threading.Event()
+    ask(page, "2+2?")
+    expect(page.locator(".thought summary")).to_have_text("Thinking…")
+    behaviour.hold.set()
+    finished(page)
+    expect(page.locator(".thought summary")).to_have_text("Thoughts")
+    expect(page.locator(".message.assistant > .body")).to_have_text("It is 4.")
+    page.reload()
+    expect(page.get_by_text("let me see").first).to_be_hidden()
+    page.get_by_text("Thoughts").click()
+    expect(page.get_by_text("let me see").first).to_be_visible()
+    ask(page, "Sure?")
+    finished(page, 2)
+    assert behaviour.requests[1]["messages"][1] == {"role": "assistant", "content": "It is 4."}
+
+
+def test_a_model_that_can_is_told_whether_to_think(page: Page, behaviour: Behaviour) -> None:
+    for chosen, sent in (("off", False), ("on", True), ("default", None)):
+        page.click("#open-settings")
+        page.get_by_label("Thinking before an answer").select_option(chosen)
+        page.get_by_role("button", name="Save", exact=True).click()
+        ask(page, chosen)
+        finished(page, len(behaviour.requests) + 1)
+        expected = None if sent is None else {"enable_thinking": sent}
+        assert behaviour.requests[-1].get("chat_template_kwargs") == expected
+
+
 def test_damaged_storage_costs_no_more_than_what_is_damaged(open_page: OpenPage) -> None:
     page = open_page()
     ask(page, "a good one")

@@ -98,6 +98,11 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: OpenPage, behav
     expect(page.locator(".node")).to_have_count(4)
     expect(page.locator("#sidebar")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in page.locator("#picture .name").all():
+        place = name.bounding_box()
+        assert place is not None
+        assert place["height"] >= 12  # large enough to be read
+        assert 0 <= place["x"] <= place["x"] + place["width"] <= 390
     page.tap("#cluster .open-sidebar")
     page.tap("#new-chat")
     page.tap("#open-settings")

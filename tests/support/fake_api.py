@@ -25,6 +25,8 @@ class Behaviour:
     """What the server does; a test changes it as it likes."""
 
     answer: Answer = echo
+    thought: str = ""
+    """Comes before the answer, as `reasoning_content`."""
     pause: float = 0.0
     """Seconds between two pieces."""
     hold: threading.Event | None = None
@@ -143,7 +145,11 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
 
 def _events(behaviour: Behaviour, messages: list[dict[str, str]]) -> Iterator[str]:
     text = behaviour.answer(messages)
-    pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
+    pieces = [
+        {kind: whole[i : i + 4]}
+        for kind, whole in (("reasoning_content", behaviour.thought), ("content", text))
+        for i in range(0, len(whole), 4)
+    ]
     yield _chunk({"role": "assistant", "content": ""})
     for number, piece in enumerate(pieces):
         if number == len(pieces) // 2:
@@ -155,7 +161,7 @@ def _events(behaviour: Behaviour, messages: list[dict[str, str]]) -> Iterator[st
                 return
             if behaviour.ends_early:
                 return
-        yield _chunk({"content": piece})
+        yield _chunk(piece)
     yield _chunk({}, finish="stop")
     usage = {"prompt_tokens": 9, "completion_tokens": len(pieces), "total_tokens": 9 + len(pieces)}
     yield json.dumps({"choices": [], "usage": usage})

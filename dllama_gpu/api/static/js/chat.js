@@ -187,7 +187,7 @@ export class Chat {
 
   /** Saves an answer now and then while it is being written; returns what ends that. */
   watch(conversation, message) {
-    const timer = setInterval(() => message.content && store.saveConversation(conversation), SAVE_EVERY);
+    const timer = setInterval(() => (message.content || message.thought) && store.saveConversation(conversation), SAVE_EVERY);
     return () => clearInterval(timer);
   }
 
@@ -265,9 +265,9 @@ function sentence(error) {
 function noteOf(usage, finish, firstMs, restMs) {
   const parts = [];
   const n = usage?.completion_tokens;
-  if (n) parts.push(`${n} token${n === 1 ? "" : "s"}`);
-  if (n > 1 && restMs > 0) parts.push(`${((1000 * (n - 1)) / restMs).toFixed(1)} tokens/s`);
-  if (firstMs !== null) parts.push(`first after ${(firstMs / 1000).toFixed(2)} s`);
+  if (n) parts.push(`${n}\u00a0token${n === 1 ? "" : "s"}`);
+  if (n > 1 && restMs > 0) parts.push(`${((1000 * (n - 1)) / restMs).toFixed(1)}\u00a0tokens/s`);
+  if (firstMs !== null) parts.push(`first after ${(firstMs / 1000).toFixed(2)}\u00a0s`);
   if (finish === "length") parts.push("ended at its limit");
   return parts.join(" · ");
 }

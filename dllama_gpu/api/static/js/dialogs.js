@@ -22,6 +22,7 @@ export async function changeSettings() {
   const changed = { system: fields.system.value.trim(), stop: [] };
   changed.stop = fields.stop.value.split("\n").filter((line) => line !== "").slice(0, 16);
   for (const name of NUMBERS) if (fields[name].value !== "") changed[name] = fields[name].valueAsNumber;
+  if (fields.thinking.value) changed.thinking = fields.thinking.value;
   saveSettings(changed);
   setApiKey(fields.key.value.trim());
   return true;
@@ -30,6 +31,7 @@ export async function changeSettings() {
 function fill(fields, settings) {
   fields.system.value = settings.system;
   fields.stop.value = settings.stop.join("\n");
+  fields.thinking.value = settings.thinking ?? "";
   for (const name of NUMBERS) fields[name].value = name in settings ? String(settings[name]) : "";
 }
 

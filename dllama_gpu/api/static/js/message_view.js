@@ -42,7 +42,7 @@ export class MessageView {
       this.actions.append(actionButton("copy", "Copy", "copy"), actionButton("edit", "Edit and send again", "edit"));
     } else {
       this.thought = element("details", "thought");
-      this.thought.append(Object.assign(element("summary"), { textContent: "Thoughts" }), element("div", "body"));
+      this.thought.append(element("summary"), element("div", "body"));
       this.note = element("span", "note");
       this.draw();
       this.actions.append(actionButton("copy", "Copy", "copy"), actionButton("again", "Answer again", "again"), this.note);
@@ -84,7 +84,9 @@ export class MessageView {
     const thoughts = [this.message.thought, thought].filter(Boolean).join("\n\n");
     if (thoughts && !this.thought.isConnected) this.root.insertBefore(this.thought, this.body);
     if (thoughts) replaceChanged(this.thought.lastElementChild, rendered(thoughts));
-    this.thought.classList.toggle("open-ended", open);
+    const isThinking = this.root.classList.contains("writing") && (open || (thoughts !== "" && !said));
+    this.thought.classList.toggle("open-ended", isThinking);
+    this.thought.firstElementChild.textContent = isThinking ? "Thinking…" : "Thoughts";
     replaceChanged(this.body, rendered(said));
     this.nextDrawing = performance.now() + Math.max(SHORTEST_PAUSE, COST_FACTOR * (performance.now() - started));
     this.root.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));

@@ -1,8 +1,9 @@
 // A picture of the nodes: a circle each, its size by the share; lines between them, their width by what crosses them.
 
 const NS = "http://www.w3.org/2000/svg";
-const WIDTH = 720;
-const HEIGHT = 350;
+const WIDEST = 720;
+const NARROWEST = 320;
+const NAME = 150; // what the address of a node takes
 const LARGEST = 46;
 const SMALLEST = 16;
 
@@ -13,22 +14,26 @@ function shape(tag, attributes, className = "") {
   return made;
 }
 
-/** Where the nodes stand: the root above, the others around an ellipse. */
-export function places(n) {
-  if (n === 1) return [{ x: WIDTH / 2, y: 90 }];
-  if (n === 2) return [{ x: WIDTH * 0.3, y: 80 }, { x: WIDTH * 0.7, y: 80 }];
+/** Where the nodes stand: the root above, the others around an ellipse, which is taller where there is no width. */
+function places(n, width) {
+  if (n === 1) return [{ x: width / 2, y: 0 }];
+  const reach = Math.min(0.36 * width, (width - NAME) / 2);
+  if (n === 2) return [{ x: width / 2 - reach, y: 0 }, { x: width / 2 + reach, y: 0 }];
+  const rise = width < 500 ? 30 + 25 * n : 75;
   return Array.from({ length: n }, (_, i) => {
     const angle = (2 * Math.PI * i) / n - Math.PI / 2;
-    return { x: WIDTH / 2 + WIDTH * 0.36 * Math.cos(angle), y: HEIGHT / 2 + (HEIGHT / 2 - 100) * Math.sin(angle) };
+    return { x: width / 2 + reach * Math.cos(angle), y: rise * Math.sin(angle) };
   });
 }
 
 export function drawPicture(svg, nodes, slowest) {
-  const spots = places(nodes.length);
+  // On a small screen the letters keep their size, and the nodes move together.
+  const width = Math.min(WIDEST, Math.max(NARROWEST, svg.clientWidth || WIDEST));
+  const spots = places(nodes.length, width);
   const ys = spots.map((spot) => spot.y);
-  const top = Math.min(...ys, HEIGHT) - LARGEST - (nodes.length > 2 ? 50 : 10);
-  const height = Math.max(...ys, 0) + LARGEST + 50 - top;
-  svg.setAttribute("viewBox", `0 ${top} ${WIDTH} ${height}`);
+  const top = Math.min(...ys) - LARGEST - (nodes.length > 2 ? 50 : 10);
+  const height = Math.max(...ys) + LARGEST + 50 - top;
+  svg.setAttribute("viewBox", `0 ${top} ${width} ${height}`);
   svg.setAttribute("aria-label", description(nodes, slowest));
   const lines = shape("g", {});
   const circles = shape("g", {});
@@ -40,7 +45,7 @@ export function drawPicture(svg, nodes, slowest) {
       const ends = { x1: spots[i].x, y1: spots[i].y, x2: spots[j].x, y2: spots[j].y };
       lines.append(shape("line", { ...ends, "stroke-width": 1.2 + 3 * traffic }, isLost ? "link lost" : "link"));
     }
-    circles.append(circle(node, spots[i], node.rank === slowest, nodes.length > 2 && spots[i].y < HEIGHT / 2 - 30));
+    circles.append(circle(node, spots[i], node.rank === slowest, nodes.length > 2 && spots[i].y < -30));
   });
   svg.replaceChildren(lines, circles);
 }

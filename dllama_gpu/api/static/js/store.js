@@ -125,12 +125,14 @@ export function saveDraft(text) {
 }
 
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty"];
+const THINKING = ["on", "off"]; // nothing: as the model's template has it
 
 export function loadSettings() {
   const stored = parse(read(SETTINGS)) ?? {};
   const settings = { system: typeof stored.system === "string" ? stored.system : "", stop: [] };
   if (Array.isArray(stored.stop)) settings.stop = stored.stop.filter((text) => typeof text === "string" && text);
   for (const name of NUMBERS) if (Number.isFinite(stored[name])) settings[name] = stored[name];
+  if (THINKING.includes(stored.thinking)) settings.thinking = stored.thinking;
   return settings;
 }
 
@@ -143,6 +145,7 @@ export function requestParameters(settings) {
   const chosen = {};
   for (const name of NUMBERS) if (name in settings) chosen[name] = settings[name];
   if (settings.stop.length > 0) chosen.stop = settings.stop;
+  if (settings.thinking) chosen.chat_template_kwargs = { enable_thinking: settings.thinking === "on" };
   return chosen;
 }
 
