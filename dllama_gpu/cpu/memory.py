@@ -15,10 +15,11 @@ _HUGE_PAGE = 2 << 20
 _CACHE_LINE = 64
 
 
-def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
+def zeroed(n_bytes: int, what: str, *, is_sparse: bool = False) -> npt.NDArray[np.uint8]:
     """`n_bytes` zero bytes, page-aligned, on huge pages where the system offers them; pages count once touched.
 
-    Raises DllamaError naming `what` when the system refuses the memory.
+    With `is_sparse`, pages are small: for memory of which often only parts are used. Raises DllamaError naming `what`
+    when the system refuses the memory.
     """
     try:
         memory = _anonymous(max(n_bytes, 1))
@@ -28,9 +29,9 @@ def zeroed(n_bytes: int, what: str) -> npt.NDArray[np.uint8]:
             "use a smaller model, a smaller --max-seq-len, or close other programs"
         ) from error
     if n_bytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        # A system built without them refuses: ordinary pages do.
+        # A system built without them refuses: ordinary pages do. Others use them unless told not to.
         with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_NOHUGEPAGE if is_sparse else mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)
 
 
@@ -47,8 +48,8 @@ class Arena:
     Many small mappings would each be too small for huge pages, and a step reads all of them.
     """
 
-    def __init__(self, n_bytes: int, what: str) -> None:
-        self._memory = zeroed(n_bytes, what)
+    def __init__(self, n_bytes: int, what: str, *, is_sparse: bool = False) -> None:
+        self._memory = zeroed(n_bytes, what, is_sparse=is_sparse)
         self._used = 0
 
     @staticmethod

@@ -149,7 +149,8 @@ class CpuProgram:
             for cache in self._graph.caches
         ]
         sizes = [_native.kv_cache_bytes(*shape) for shape in shapes]
-        arena = Arena(2 * sum(map(Arena.padded, sizes)), "the KV cache")
+        # Huge pages would take a slot's whole memory, and the time to clear it, with its first token.
+        arena = Arena(2 * sum(map(Arena.padded, sizes)), "the KV cache", is_sparse=True)
         for cache, shape, size in zip(self._graph.caches, shapes, sizes, strict=True):
             keys, values = (arena.take(size) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values

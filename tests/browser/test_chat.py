@@ -43,7 +43,7 @@ def test_a_message_is_answered_and_the_answer_is_seen_while_it_is_written(page: 
     behaviour.hold.set()
     finished(page)
     expect(answer).to_have_text("The first half, and then the second half.")
-    expect(page.locator(".note")).to_have_text(re.compile(r"^11 tokens · .* tokens/s · first after \d"))
+    expect(page.locator(".note")).to_have_text(re.compile(r"^11\stokens · .*\stokens/s · first after \d"))
     expect(page.locator("#send")).to_be_visible()
     expect(page.locator("#chat-title")).to_have_text("Hello")
     request = behaviour.requests[0]
@@ -408,12 +408,12 @@ def test_thoughts_that_come_apart_are_folded_kept_and_not_sent_again(page: Page,
 
 
 def test_a_model_that_can_is_told_whether_to_think(page: Page, behaviour: Behaviour) -> None:
-    for chosen, sent in (("off", False), ("on", True), ("default", None)):
+    for n_asked, (chosen, sent) in enumerate((("off", False), ("on", True), ("default", None)), start=1):
         page.click("#open-settings")
         page.get_by_label("Thinking before an answer").select_option(chosen)
         page.get_by_role("button", name="Save", exact=True).click()
         ask(page, chosen)
-        finished(page, len(behaviour.requests) + 1)
+        finished(page, n_asked)
         expected = None if sent is None else {"enable_thinking": sent}
         assert behaviour.requests[-1].get("chat_template_kwargs") == expected
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -336,3 +338,23 @@ def test_only_slots_and_positions_that_there_are_can_be_copied(source: ModelSour
     for wrong in ((0, 1, 5), (-1, 0, 5), (0, 0, 49)):
         with pytest.raises(ValueError, match="cannot copy"):
             program.copy_prefix(*wrong)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_slot_takes_the_memory_of_its_tokens_and_not_of_its_context(tmp_path: Path) -> None:
+    write_random_m(tmp_path / "long.m", **{**SHAPE, "max_seq_len": 1 << 18}, weight_type=FloatType.Q40, seed=4)
+    source = MFile(tmp_path / "long.m")
+    sizes = GraphOptions(max_rows=8, seq_len=1 << 18, n_slots=4)
+    graph = build_graph(source.spec, source.tensors, sizes)
+    program = CpuDevice(1).compile(graph, source)
+    program.run(Batch.of([Row(1, 0, 0)]))
+    before = resident_bytes()
+    program.run(Batch.of([Row(1, slot, 0) for slot in range(1, 4)]))
+    assert graph.kv_cache_bytes() > 128 << 20
+    assert resident_bytes() - before < 8 << 20
+    source.close()
+
+
+def resident_bytes() -> int:
+    """What of this process is in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
