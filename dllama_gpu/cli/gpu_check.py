@@ -11,7 +11,7 @@ from pathlib import Path
 import dllama_gpu
 from dllama_gpu.cli.display import note
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import Failure, compare_devices
+from dllama_gpu.engine.self_test import CUT_BYTES, Failure, compare_devices, cut_cases
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device
 from dllama_gpu.vulkan import _native
@@ -86,7 +86,7 @@ def verdict_of(index: int, *, again: bool = False) -> Verdict:
         return remembered
 
     def check(tier: Tier) -> list[str]:
-        return _wrong_with(VulkanDevice(index, tier=tier), CpuDevice(1))
+        return wrong_with(VulkanDevice(index, tier=tier), CpuDevice(1))
 
     info = find_gpus()[index]
     verdict = judge(chosen_tier(info), check)
@@ -145,10 +145,14 @@ def _path(info: _native.DeviceInfo) -> Path:
     return cache_folder() / f"{cache_key(info)}.{chosen_tier(info).name.lower()}.self-test"
 
 
-def _wrong_with(device: Device, trusted: Device) -> list[str]:
-    """Raises GpuMemoryError: that other programs hold the memory is no fault of the shaders, and not remembered."""
+def wrong_with(device: VulkanDevice, trusted: Device) -> list[str]:
+    """One sentence for each kind of op that `device` computes otherwise than `trusted`.
+
+    Raises GpuMemoryError: that other programs hold the memory is no fault of the shaders, and not remembered.
+    """
     try:
         failures = compare_devices(device, trusted)
+        failures += compare_devices(device.seeing(CUT_BYTES), trusted, cut_cases)
     except DllamaError as error:
         failures = [Failure("self-test", str(error), error)]
     for failure in failures:

@@ -6,7 +6,7 @@ its buffers is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,9 @@ _HEADS, _KV_HEADS, _HEAD_DIM = 6, 3, 32
 _SEQ_LEN, _MAX_ROWS = 96, 40
 _LONG, _LONG_ROW_COUNTS = 1024, (*[_MAX_ROWS] * 7, 2)
 """Enough for graphics cards to cut a row's positions into parts."""
+_FEW, _WIDTH = 12, 16384
+CUT_BYTES = 20000
+"""What the device that `cut_cases` are for sees of a buffer."""
 _EXACT, _ROUNDED = 2e-3, 3e-2
 """Tolerances, of the largest value: a row that is rounded to Q80 may round the other way."""
 
@@ -78,14 +81,16 @@ class Failure:
     error: DllamaError | None = None
 
 
-def compare_devices(device: Device, trusted: Device) -> list[Failure]:
-    """The cases in which `device` and `trusted` disagree; an error of `device` is a failure too.
+def compare_devices(
+    device: Device, trusted: Device, cases: Callable[[RandomSource], Iterator[Case]] | None = None
+) -> list[Failure]:
+    """The cases (None: all that suit any device) in which the devices disagree; an error of `device` is a failure too.
 
     Raises DllamaError when the trusted device itself fails.
     """
     failures = []
-    source = _RandomSource()
-    for case in cases(source):
+    source = RandomSource()
+    for case in (cases or usual_cases)(source):
         wanted = _results(trusted, case, source)
         try:
             found = _results(device, case, source)
@@ -101,8 +106,8 @@ def compare_devices(device: Device, trusted: Device) -> list[Failure]:
     return failures
 
 
-def cases(source: _RandomSource) -> Iterator[Case]:
-    """All of them; weights are added to `source`."""
+def usual_cases(source: RandomSource) -> Iterator[Case]:
+    """All kinds of ops; weights are added to `source`."""
     embedding = source.add("embedding", _VOCAB, _DIM, FloatType.F32)
     norm = source.add("norm", 1, _DIM, FloatType.F32)
     x, normed = Buffer("x", _DIM), Buffer("normed", _DIM)
@@ -134,6 +139,8 @@ def cases(source: _RandomSource) -> Iterator[Case]:
             yield Case(
                 f"gated matmul {name}", _graph([x, normed, out], [embedding, norm, gate, up], steps), ("out",), rounded
             )
+    for input_type in (BufferType.F32, BufferType.Q80):
+        yield _long_rows_case(source, input_type)
     yield from _attention_cases(source, embedding)
     yield from _special_attention_cases(source, embedding)
     for type in (FloatType.F32, FloatType.Q40):
@@ -141,7 +148,33 @@ def cases(source: _RandomSource) -> Iterator[Case]:
     yield _candidates_case(source, embedding)
 
 
-def _attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]:
+def cut_cases(source: RandomSource) -> Iterator[Case]:
+    """Matrices longer than CUT_BYTES, for a device whose shaders see no more of a buffer."""
+    n_rows, width = 600, 96
+    weights = [source.add(f"cut_{name}", n_rows, width, FloatType.Q40) for name in ("table", "matrix", "gate", "up")]
+    table, matrix, gate, up = (weight.name for weight in weights)
+    buffers = [Buffer("x", width), Buffer("out", n_rows), Buffer("hidden", n_rows)]
+    steps: list[Step] = [Embed(table, "x"), Matmul("x", matrix, "out"), GatedMatmul("x", gate, up, "hidden")]
+    graph = replace(_graph(buffers, weights, steps), vocab_size=n_rows, max_rows=3)
+    yield Case("matrices in parts", graph, ("x", "out", "hidden"), row_counts=(1, 3))
+
+
+def _long_rows_case(source: RandomSource, type: BufferType) -> Case:
+    """So few rows, and so long ones, that a graphics card has all lanes of a workgroup share one."""
+    table = source.add("long_table", _FEW, _WIDTH, FloatType.Q40)
+    norm = source.add("long_norm", 1, _WIDTH, FloatType.F32)
+    matrix = source.add("long_matrix", _FEW, _WIDTH, FloatType.Q40)
+    buffers = [Buffer("x", _WIDTH), Buffer("normed", _WIDTH, type), Buffer("out", _FEW)]
+    steps: list[Step] = [
+        Embed(table.name, "x"),
+        RmsNorm("x", None, norm.name, "normed", 1e-5),
+        Matmul("normed", matrix.name, "out"),
+    ]
+    graph = replace(_graph(buffers, [table, norm, matrix], steps), vocab_size=_FEW, max_rows=5)
+    return Case(f"long rows of {type.value}", graph, ("out",), type is BufferType.Q80, row_counts=(1, 5))
+
+
+def _attention_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:
     projection = source.add("qkv", (_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _DIM, FloatType.F32)
     frequencies = tuple(float(10000.0 ** (-2 * i / _HEAD_DIM)) for i in range(_HEAD_DIM // 2))
     for style in RopeStyle:
@@ -167,7 +200,7 @@ def _attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]
                 yield Case(f"long attention to {type.value}", long, ("out",), rounded, _LONG_ROW_COUNTS, grows=True)
 
 
-def _special_attention_cases(source: _RandomSource, embedding: Weight) -> Iterator[Case]:
+def _special_attention_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:
     """What only some architectures have: biases, norms of heads, a window, other caches."""
     widths = {"q": _HEADS * _HEAD_DIM, "k": _KV_HEADS * _HEAD_DIM, "v": _KV_HEADS * _HEAD_DIM}
     projection = source.add("qkv", sum(widths.values()), _DIM, FloatType.F32)
@@ -202,7 +235,7 @@ def _special_attention_cases(source: _RandomSource, embedding: Weight) -> Iterat
         yield Case(f"attention with {name}", graph, ("out",), type is CacheType.Q80)
 
 
-def _experts_case(source: _RandomSource, embedding: Weight, type: FloatType) -> Case:
+def _experts_case(source: RandomSource, embedding: Weight, type: FloatType) -> Case:
     n_experts, k = 6, 2
     norm = source.add("norm", 1, _DIM, FloatType.F32)
     router = source.add("router", n_experts, _DIM, FloatType.F32)
@@ -232,7 +265,7 @@ def _experts_case(source: _RandomSource, embedding: Weight, type: FloatType) -> 
     return Case(f"experts {type.value}", graph, ("weights", "out"), type.is_quantized)
 
 
-def _candidates_case(source: _RandomSource, embedding: Weight) -> Case:
+def _candidates_case(source: RandomSource, embedding: Weight) -> Case:
     norm = source.add("norm", 1, _DIM, FloatType.F32)
     head = source.add("head", 2 * _VOCAB, _DIM, FloatType.F32)
     buffers = [
@@ -268,13 +301,13 @@ def _graph(
     )
 
 
-def _results(device: Device, case: Case, source: _RandomSource) -> list[npt.NDArray[np.float64]]:
+def _results(device: Device, case: Case, source: RandomSource) -> list[npt.NDArray[np.float64]]:
     """The result buffers side by side for each step; rows go to both slots, behind what is there."""
     program = device.compile(case.graph, source)
     generator = np.random.default_rng(1)
     found, past = [], 0
     for n_rows in case.row_counts:
-        tokens = generator.integers(0, _VOCAB, n_rows)
+        tokens = generator.integers(0, case.graph.vocab_size, n_rows)
         first = (n_rows + 1) // 2
         rows = [Row(int(token), 0, past + i, True) for i, token in enumerate(tokens[:first])]
         rows += [Row(int(token), 1, past + i, True, 0.7) for i, token in enumerate(tokens[first:])]
@@ -288,7 +321,7 @@ def _difference(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) 
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9))
 
 
-class _RandomSource:
+class RandomSource:
     """Implements `dllama_gpu.model.source.ModelSource` with what cases have asked for."""
 
     path = Path("self-test")

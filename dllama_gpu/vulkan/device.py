@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 from dllama_gpu.graph.batch import LoadProgress
 from dllama_gpu.graph.check import check
 from dllama_gpu.graph.graph import Graph
@@ -21,11 +24,18 @@ class VulkanDevice:
 
     def __init__(self, index: int, *, tier: Tier | None = None, validation: bool = False) -> None:
         self.gpu = Gpu(index, tier=tier, validation=validation)
+        self._limits = self.gpu.limits
 
     @property
     def name(self) -> str:
         """For people, e.g. `vulkan:0 (NVIDIA GeForce RTX 3060, dot)`."""
         return f"vulkan:{self.gpu.index} ({self.gpu.info.name}, {self.gpu.tier.name.lower()})"
+
+    def seeing(self, n_bytes: int) -> VulkanDevice:
+        """The same GPU, whose shaders are to see at most `n_bytes` of a buffer; longer matrices are cut by rows."""
+        other = copy.copy(self)
+        other._limits = replace(self._limits, max_range=n_bytes)
+        return other
 
     def free_memory(self) -> int:
         """Bytes that a program may take."""
@@ -34,7 +44,7 @@ class VulkanDevice:
     def bytes_of(self, graph: Graph) -> int:
         """Bytes that a program of `graph` takes on the GPU. Raises DllamaError for a graph that it cannot run."""
         check(graph)
-        return sum(a.n_bytes for a in plan_program(graph, self.gpu.limits, self.gpu.tier).allocations)
+        return sum(a.n_bytes for a in plan_program(graph, self._limits, self.gpu.tier).allocations)
 
     def compile(self, graph: Graph, source: ModelSource, progress: LoadProgress | None = None) -> VulkanProgram:
         """Loads the graph's weights from `source` into the GPU's memory.
@@ -43,7 +53,7 @@ class VulkanDevice:
         no shader.
         """
         check(graph)
-        plan = plan_program(graph, self.gpu.limits, self.gpu.tier)
+        plan = plan_program(graph, self._limits, self.gpu.tier)
         memory = ProgramMemory(self.gpu, plan.allocations)
         memory.fill(plan.constants, plan.weight_chunks(source), progress)
         return VulkanProgram(self.gpu, plan, memory)

@@ -51,8 +51,8 @@ class ProgramMemory:
     ) -> None:
         """Writes constants and weights, telling `progress` the bytes done and in all."""
         total = sum(allocation.n_bytes for allocation in self.allocations if allocation.use is Use.WEIGHT)
-        done = 0
-        with explained(self._gpu.label, "weights were loaded"), Uploader(self._gpu.native) as uploader:
+        done, staged = 0, 0 if self._unified else total
+        with explained(self._gpu.label, "weights were loaded"), Uploader(self._gpu.native, staged) as uploader:
             contents = (Chunk(name, 0, np.frombuffer(data, np.uint8)) for name, data in constants.items())
             for part in itertools.chain(contents, chunks):
                 if self._unified:

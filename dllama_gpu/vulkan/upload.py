@@ -14,11 +14,14 @@ _SECONDS = 60.0  # for one filling
 
 
 class Uploader:
-    """Collects writes and carries them out when the staging buffer is full, and at the end of a `with` block."""
+    """Collects writes and carries them out when the staging buffer is full, and at the end of a `with` block.
 
-    def __init__(self, device: _native.Device) -> None:
+    `n_bytes`: what all writes have together, about.
+    """
+
+    def __init__(self, device: _native.Device, n_bytes: int) -> None:
         self._device = device
-        self._staging = device.buffer(_STAGING_BYTES, _native.BufferKind.UPLOAD)
+        self._staging = device.buffer(max(4, min(n_bytes, _STAGING_BYTES)), _native.BufferKind.UPLOAD)
         self._view = self._staging.view()
         self._used = 0
         self._copies: list[tuple[int, _native.Buffer, int, int]] = []

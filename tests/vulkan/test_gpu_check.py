@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import compare_devices
 
 
 def test_the_shaders_of_the_best_tier_pass(device_index: int) -> None:
+    from dllama_gpu.cli.gpu_check import wrong_with
     from dllama_gpu.vulkan.device import VulkanDevice
 
-    assert compare_devices(VulkanDevice(device_index), CpuDevice(1)) == []
+    assert wrong_with(VulkanDevice(device_index), CpuDevice(1)) == []
 
 
 def test_a_tier_that_fails_is_replaced_by_the_next(device_index: int) -> None:
@@ -80,14 +80,14 @@ def test_wrong_results_are_told_and_not_used(
 
     monkeypatch.setattr(gpu_check, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(
-        gpu_check, "_wrong_with", lambda device, _: ["matmul: off"] if device.gpu.tier > Tier.BASE else []
+        gpu_check, "wrong_with", lambda device, _: ["matmul: off"] if device.gpu.tier > Tier.BASE else []
     )
     assert gpu_check.open_checked(device_index).gpu.tier is Tier.BASE
     shown = capsys.readouterr().err
     assert "computes wrong results with the dot shaders, which are not used: matmul: off." in shown
     assert gpu_check.open_checked(device_index).gpu.tier is Tier.BASE
     assert "matmul: off" in capsys.readouterr().err, "it is said at every start, not only at the first"
-    monkeypatch.setattr(gpu_check, "_wrong_with", lambda *_: ["off"])
+    monkeypatch.setattr(gpu_check, "wrong_with", lambda *_: ["off"])
     gpu_check.verdict_of(device_index, again=True)
     with pytest.raises(GpuError, match="wrong results with all shaders"):
         gpu_check.open_checked(device_index)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,14 @@ import numpy.typing as npt
 import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import compare_devices
+from dllama_gpu.engine.self_test import CUT_BYTES, RandomSource, compare_devices, cut_cases, usual_cases
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, ExchangeHandler, LoadProgress, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.source import ModelSource
+from dllama_gpu.vulkan.dispatch import Dispatch
+from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.plan import plan_program
 
 
 class BrokenDevice:
@@ -65,3 +70,20 @@ def test_an_error_is_a_failure_of_its_case() -> None:
     failures = compare_devices(Refusing(), CpuDevice(1))
     assert {failure.what for failure in failures} == {"no attention here"}
     assert all("attention" in failure.case for failure in failures)
+
+
+def test_the_self_test_runs_the_kernels_that_large_models_need() -> None:
+    """Teams of several subgroups on a graphics card, and matrices in several parts."""
+    source = RandomSource()
+    card = DeviceLimits(subgroup_size=32, max_invocations=1024, shared_bytes=48 << 10)
+    for tier, shader in ((Tier.SUBGROUP, "matvec_subgroup"), (Tier.DOT, "matvec_dot")):
+        found = [
+            item.specialization
+            for case in usual_cases(source)
+            for item in plan_program(case.graph, card, tier).segment(0, 1, 1)
+            if isinstance(item, Dispatch) and item.shader == shader
+        ]
+        assert max(constants[2] for constants in found) == 256, "the longest team there is"
+    for case in cut_cases(source):
+        items = plan_program(case.graph, replace(card, max_range=CUT_BYTES), Tier.DOT).segment(0, 1, 1)
+        assert Counter(item.shader for item in items if isinstance(item, Dispatch)).most_common()[-1][1] > 1

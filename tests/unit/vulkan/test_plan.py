@@ -164,6 +164,18 @@ def test_f16_is_used_where_nothing_more_exact_is_asked_for(
     assert tune.matrix_tile(tune.for_device(MATRIX, Tier.DOT), type, packed, rows) is None
 
 
+def test_a_tier_has_only_its_own_shaders_more_than_the_one_below() -> None:
+    """So that a tier that fails the self-test takes nothing else with it."""
+    tiers = [plan(MATRIX, tier) for tier in Tier]
+    for rows in (1, 40):
+        shaders = [{item.shader for item in one.segment(0, rows, rows) if isinstance(item, Dispatch)} for one in tiers]
+        for lower, higher, tier in zip(shaders, shaders[1:], list(Tier)[1:], strict=False):
+            assert all(shader.endswith(f"_{tier.name.lower()}") for shader in higher - lower)
+        assert shaders[Tier.MATRIX] - shaders[Tier.DOT] == (
+            {"matmul_matrix", "gated_matmul_matrix"} if rows > 1 else set()
+        )
+
+
 def test_the_work_of_a_step_counts_its_matrices_for_every_row() -> None:
     found = plan()
     matrices = {name: matrix.n_rows * matrix.n_columns for name, matrix in found.around.matrices.items()}
