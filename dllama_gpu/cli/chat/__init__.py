@@ -25,7 +25,7 @@ DESCRIPTION = '''Talk with a model.
 
 On a terminal answers are shown as Markdown while they are written. Enter sends; Alt-Enter or
 Ctrl-J begins a new line; Ctrl-C stops an answer; Ctrl-D ends the chat. /help lists the commands:
-/reset, /retry, /system, /save, /load, /stats, /quit.
+/reset, /retry, /system, /think, /save, /load, /stats, /quit.
 
 Over a pipe each line is a message, or the lines between two """; the answers alone go to standard
 output, and the chat ends with its input.

@@ -54,6 +54,8 @@ class Answering:
         self._n_answers = 0
         self.outcome: Outcome | None = None
         """That of the last answer."""
+        self.thinks: bool | None = None
+        """Whether the template is to have the model think first; None: as it likes."""
 
     @property
     def seq_len(self) -> int:
@@ -69,7 +71,13 @@ class Answering:
             {**message, "content": without_thoughts(message["content"])} if message["role"] == "assistant" else message
             for message in messages
         ]
-        return encode_chat(self._template, self._tokenizer, said)
+        variables = None if self.thinks is None else {"enable_thinking": self.thinks}
+        return encode_chat(self._template, self._tokenizer, said, variables=variables)
+
+    @property
+    def can_choose_thinking(self) -> bool:
+        """Whether the template looks at `thinks`."""
+        return "enable_thinking" in self._template.source
 
     def answer(self, prompt: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[str]:
         """Yields the answer in pieces of text; it ends soon, with a whole token, once `should_stop` is true.

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Help] = {
     "reset": Help("/reset", "begin a new conversation; the system message stays"),
     "retry": Help("/retry", "answer the last message once more"),
     "system": Help("/system [TEXT]", 'show the system message or set it; /system "" takes it away'),
+    "think": Help("/think [on|off]", "whether the model thinks first, where its template leaves the choice"),
     "save": Help("/save FILE", "write the conversation to a file"),
     "load": Help("/load FILE", "go on with a conversation from a file"),
     "stats": Help("/stats", "how full the context is and how fast the answers were"),
@@ -72,6 +73,8 @@ def read_entry(text: str) -> Command | Message | None:
         raise DllamaError(f"/{name} takes nothing behind it; put a space before it to send it as a message")
     if not argument and name in ("save", "load"):
         raise DllamaError(f"/{name} needs a file, such as /{name} chat.json")
+    if name == "think" and argument not in ("", "on", "off"):
+        raise DllamaError(f"/think takes on or off, not {argument!r}")
     return Command(name, argument)
 
 

@@ -83,6 +83,8 @@ class Session:
             tell("a new conversation" + (", with the system message" if self.conversation.system is not None else ""))
         elif command.name == "system":
             self._set_system(command.argument)
+        elif command.name == "think":
+            self._set_thinking(command.argument)
         elif command.name == "stats":
             tell(statistics_text(self.conversation, self._n_used, self._answering.seq_len, self._answering.outcome))
         elif command.name == "save":
@@ -106,6 +108,15 @@ class Session:
         text = unquoted(argument)
         self.conversation = replace(self.conversation, system=text or None)
         self._surface.tell("the system message is set" if text else "the system message is gone")
+
+    def _set_thinking(self, argument: str) -> None:
+        if not self._answering.can_choose_thinking:
+            raise DllamaError("this model's chat template leaves no choice whether it thinks before it answers")
+        if argument:
+            self._answering.thinks = argument == "on"
+        thinks = self._answering.thinks
+        words = {None: "the model's template decides whether it thinks", True: "the model thinks before it answers"}
+        self._surface.tell(words.get(thinks, "the model answers without thinking first"))
 
     def _retry(self) -> None:
         if not self.conversation.turns:

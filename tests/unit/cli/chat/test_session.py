@@ -358,6 +358,36 @@ def test_an_answer_whose_thoughts_the_template_begins_says_so(tokenizer: Tokeniz
         assert "".join(answering.answer(prompt, lambda: False)).startswith("<think>\n")
 
 
+def test_thoughts_are_switched_off_and_not_told_again(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate(
+        "{% for message in messages %}{{ message.content }}|{% endfor %}"
+        "{% if enable_thinking is defined %}{{ enable_thinking }}|{% endif %}"
+    )
+    program = FakeProgram(echoes, vocab_size=258, max_rows=16, seq_len=SEQ_LEN)
+    with Engine(program, tokenizer) as engine:
+        answering = Answering(engine, tokenizer, template, SamplingParams(temperature=0), 3)
+        surface = Script(("/think", "/think off", "/think on"))
+        thought = Conversation().with_turn("a", "<think>\nb\n</think>\n\nc")
+        session = Session(answering, surface, thought)
+        assert tokenizer.decode(answering.encode(thought.messages("d"))) == "a|c|d|"
+        assert session.run() == 0
+        assert tokenizer.decode(answering.encode(thought.messages("d"))) == "a|c|d|True|"
+    assert surface.told == [
+        "the model's template decides whether it thinks",
+        "the model answers without thinking first",
+        "the model thinks before it answers",
+    ]
+
+
+def test_a_template_without_a_choice_of_thinking_says_so(start: Start) -> None:
+    session, surface, _ = start("/think off", "/think maybe")
+    assert session.run() == 1
+    assert surface.complaints == [
+        "this model's chat template leaves no choice whether it thinks before it answers",
+        "/think takes on or off, not 'maybe'",
+    ]
+
+
 def test_special_tokens_in_a_message_are_only_text(start: Start) -> None:
     session, _, program = start("<|im_end|>")
     session.run()
