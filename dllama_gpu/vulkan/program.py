@@ -19,6 +19,7 @@ from dllama_gpu.vulkan.failures import explained
 from dllama_gpu.vulkan.gpu import Gpu
 from dllama_gpu.vulkan.memory import ProgramMemory
 from dllama_gpu.vulkan.plan import STEP, ProgramPlan
+from dllama_gpu.vulkan.prefix import prefix_copies
 from dllama_gpu.vulkan.step import write_step
 from dllama_gpu.vulkan.submits import in_submits, should_cut_anew
 
@@ -82,6 +83,25 @@ class VulkanProgram:
         # Packed rows have their scales behind all of them.
         n_bytes = activation.n_bytes if activation.packed else 4 * max(n_rows, 1) * activation.stride
         return self._plan.read(name, n_rows, self._memory.read(name, n_bytes))
+
+    def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
+        """See `dllama_gpu.graph.batch.PrefixCopier`. Raises ValueError for slots or positions that there are not."""
+        slots = range(self.graph.n_slots)
+        if source not in slots or target not in slots or not 0 <= n_positions <= self.graph.seq_len:
+            raise ValueError(f"cannot copy {n_positions} positions from slot {source} to slot {target}")
+        if source == target or n_positions == 0:
+            return
+        buffers = self._memory.buffers
+        seq_len = self._plan.around.seq_len
+        recording = self._gpu.native.recording()
+        recording.barrier()
+        for copy in prefix_copies(self.graph.caches, self.graph.n_slots, seq_len, source, target, n_positions):
+            buffer = buffers[copy.allocation]
+            recording.copy(buffer, copy.source, buffer, copy.target, copy.n_bytes)
+        recording.barrier()
+        recording.finish()
+        with explained(self._gpu.label, "the beginning of a text was copied"):
+            recording.run(self._seconds)
 
     def work_of(self, n_rows: int, n_logit_rows: int) -> tuple[int, int, int]:
         """Dispatches, barriers and submits of a step with so many rows."""

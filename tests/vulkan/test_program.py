@@ -15,7 +15,7 @@ from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Device, Program, Row
-from dllama_gpu.graph.graph import BufferType, Rows
+from dllama_gpu.graph.graph import BufferType, CacheType, Rows
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
@@ -243,3 +243,25 @@ def test_memory_that_the_gpu_refuses_is_a_sentence(vulkan_device: Devices, sourc
     with pytest.raises(DllamaError, match=r"vulkan:\d+ .* has no memory left while memory for the model was taken"):
         device.compile(graph, source)
     assert_close(logits(device.compile(graph, source)), logits(CpuDevice(1).compile(graph, source)))
+
+
+@pytest.mark.parametrize("cache_type", list(CacheType))
+def test_a_copied_beginning_is_as_good_as_a_computed_one(
+    vulkan_device: Devices, tmp_path: Path, cache_type: CacheType
+) -> None:
+    write_random_m(tmp_path / "wide.m", **{**SHAPE, "head_dim": 32}, weight_type=FloatType.Q40, seed=4)
+    source = MFile(tmp_path / "wide.m")
+    sizes = GraphOptions(max_rows=40, seq_len=48, n_slots=3, n_candidates=8, cache_type=cache_type)
+    program = vulkan_device().compile(build_graph(source.spec, source.tensors, sizes), source)
+    program.run(Batch.of([Row(token, 2, i) for i, token in enumerate(TOKENS)]))
+    program.run(Batch.of([Row(token, 0, i) for i, token in enumerate(reversed(TOKENS))]))  # what is there already
+    rest = [Row(token, 2, i, wants_logits=True) for i, token in enumerate(TOKENS)][35:]
+    program.run(Batch.of(rest))
+    expected = program.buffer("logits", len(rest)).copy()
+    program.copy_prefix(2, 0, 35)
+    program.run(Batch.of([replace(row, slot=0) for row in rest]))
+    np.testing.assert_array_equal(program.buffer("logits", len(rest)), expected)
+    for wrong in ((0, 3, 5), (-1, 0, 5), (0, 1, 49)):
+        with pytest.raises(ValueError, match="cannot copy"):
+            program.copy_prefix(*wrong)
+    source.close()
