@@ -15,9 +15,7 @@ layout(constant_id = 6) const uint OUT = 0;
 layout(constant_id = 7) const uint LOGIT_ROWS = 0;
 layout(constant_id = 8) const uint GELU = 0;
 
-#include "step.glsl"
-layout(binding = 1) restrict readonly buffer Weights { uvec4 weights[]; };
-layout(binding = 2) restrict readonly buffer Scales { uint scales[]; };
+#include "matmul_tile.glsl"
 #ifdef INTEGER_DOT
 layout(binding = 3) restrict readonly buffer X { uvec4 x[]; };
 layout(binding = 4) restrict readonly buffer XScales { vec2 x_scales[]; };
@@ -32,16 +30,6 @@ layout(binding = 4) restrict writeonly buffer Out { uint out_words[]; };
 layout(binding = 5) restrict writeonly buffer OutScales { vec2 out_scales[]; };
 #endif
 #endif
-
-layout(push_constant) uniform Shape {
-    uint n_rows;    // of the weight
-    uint n_units;   // of a weight row
-    uint x_stride;  // in elements of x[]
-    uint out_words; // of a row
-    uint first;     // column of out that row 0 (of GATED: rows 0 and 1) makes
-} shape;
-
-#include "weight.glsl"
 
 const uint ROWS_PITCH = TILE_ROWS + 1; // one more: lanes that store a column then hit different banks
 const uint BATCH_PITCH = TILE_BATCH + 1;
@@ -60,14 +48,11 @@ const uint POOL = BATCH_BEGIN + DEPTH * BATCH_PITCH;
 const uint RESULTS = TILE_ROWS / 2 * TILE_BATCH;
 shared uint pool[POOL > RESULTS ? POOL : RESULTS];
 #define STAGED(i) uintBitsToFloat(uvec4(pool[4 * (i)], pool[4 * (i) + 1], pool[4 * (i) + 2], pool[4 * (i) + 3]))
-#include "numbers.glsl"
-#include "q80.glsl"
-#include "activation.glsl"
+#include "gated_tile.glsl"
 #else
 shared uint pool[POOL];
 #endif
 
-const uint UNITS = 8 / QUADS; // of 32 columns
 const uint LANES_OF_ROWS = TILE_ROWS / LANE_ROWS;
 
 float sums[LANE_ROWS * LANE_BATCH];
@@ -215,14 +200,7 @@ void main() {
         }
     }
     barrier();
-    const uint row_quads = TILE_ROWS / 8;
-    for (uint i = lane; i < TILE_BATCH * row_quads; i += WORKGROUP) {
-        uint n = first_batch + i / row_quads;
-        uint quad = first_row / 8 + i % row_quads;
-        if (n < n_batch && 4 * quad < shape.n_rows / 2) {
-            store_quad(i, n, shape.first / 4 + quad, shape.out_words, shape.first + shape.n_rows / 2);
-        }
-    }
+    store_tile(first_row, first_batch, n_batch);
 #else
     [[unroll]] for (uint n = 0; n < LANE_BATCH; n++) {
         [[unroll]] for (uint r = 0; r < LANE_ROWS; r++) {

@@ -21,9 +21,7 @@ layout(constant_id = 8) const uint OUT = 0;
 layout(constant_id = 9) const uint LOGIT_ROWS = 0;
 layout(constant_id = 10) const uint GELU = 0;
 
-#include "step.glsl"
-layout(binding = 1) restrict readonly buffer Weights { uvec4 weights[]; };
-layout(binding = 2) restrict readonly buffer Scales { uint scales[]; };
+#include "matmul_tile.glsl"
 layout(binding = 3) restrict readonly buffer X { uvec4 x[]; };
 layout(binding = 4) restrict readonly buffer XScales { vec2 x_scales[]; };
 layout(binding = 5) restrict writeonly buffer Out { uint out_words[]; };
@@ -31,20 +29,9 @@ layout(binding = 5) restrict writeonly buffer Out { uint out_words[]; };
 layout(binding = 6) restrict writeonly buffer OutScales { vec2 out_scales[]; };
 #endif
 
-layout(push_constant) uniform Shape {
-    uint n_rows;    // of the weight
-    uint n_units;   // of a weight row
-    uint x_stride;  // in elements of x[]
-    uint out_words; // of a row
-    uint first;     // column of out that row 0 (of GATED: rows 0 and 1) makes
-} shape;
-
-#include "weight.glsl"
-
 const uint TILE_ROWS = 64;
 const uint PITCH = 10;                // quads from one row to the next: 32 columns and room to spare banks
 const uint SUMS_PITCH = TILE_ROWS + 4;
-const uint UNITS = 8 / QUADS;         // of 32 columns
 const bool PACKED_X = TYPE >= Q40;
 const float X_SCALE = 0.0625;         // f16 ends at 65504; activations may be larger, and need no smaller steps
 const float LARGEST = 65504.0;
@@ -57,8 +44,7 @@ shared float tile_sums[TILE_BATCH * SUMS_PITCH];
 // The numbers that main() leaves in every other place of a row of sums.
 #define STAGED_AT(at) vec4(tile_sums[at], tile_sums[(at) + 2], tile_sums[(at) + 4], tile_sums[(at) + 6])
 #define STAGED(i) STAGED_AT((i) / 8 * SUMS_PITCH + (i) % 8 * 8)
-#include "q80.glsl"
-#include "activation.glsl"
+#include "gated_tile.glsl"
 #endif
 
 f16vec4 halves(vec4 values) {
@@ -149,14 +135,7 @@ void main() {
         tile_sums[at] = activation(tile_sums[at] / X_SCALE) * (tile_sums[at + 1] / X_SCALE);
     }
     barrier();
-    const uint row_quads = TILE_ROWS / 8;
-    for (uint i = gl_LocalInvocationID.x; i < TILE_BATCH * row_quads; i += WORKGROUP) {
-        uint n = first_batch + i / row_quads;
-        uint quad = first_row / 8 + i % row_quads;
-        if (n < n_batch && 4 * quad < shape.n_rows / 2) {
-            store_quad(i, n, shape.first / 4 + quad, shape.out_words, shape.first + shape.n_rows / 2);
-        }
-    }
+    store_tile(first_row, first_batch, n_batch);
 #else
     for (uint i = gl_LocalInvocationID.x; i < TILE_BATCH * TILE_ROWS; i += WORKGROUP) {
         uint n = first_batch + i / TILE_ROWS;
