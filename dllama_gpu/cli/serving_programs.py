@@ -20,10 +20,10 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device, LoadProgress, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.graph.options import GraphOptions
-from dllama_gpu.graph.plan import best_subset
 from dllama_gpu.graph.plan import plan as plan_shares
 from dllama_gpu.graph.profile import Link, NodeProfile
 from dllama_gpu.graph.shard import Shard, shard_by_ratio
+from dllama_gpu.graph.subset import best_subset
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.cluster import ROOT, Cluster

@@ -13,9 +13,9 @@ from dllama_gpu.graph.batch import Device, LoadProgress, Program
 from dllama_gpu.graph.division import DoesNotFitError
 from dllama_gpu.graph.graph import BufferType, CacheType, Graph
 from dllama_gpu.graph.options import GraphOptions
-from dllama_gpu.graph.plan import best_subset
 from dllama_gpu.graph.profile import Link, NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import Shard, shard_by_ratio
+from dllama_gpu.graph.subset import best_subset
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.net.measure import measure_speed

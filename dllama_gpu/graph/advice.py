@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dllama_gpu.graph.division import DoesNotFitError, size_text
-from dllama_gpu.graph.plan import ClusterPlan, best_subset, plan
+from dllama_gpu.graph.plan import ClusterPlan, plan
 from dllama_gpu.graph.profile import LinkBetween, NodeProfile, PlanOptions
+from dllama_gpu.graph.subset import best_subsets
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
 
 _WORTH_SAYING = 1.01  # how much faster something must be to be advised
-_BOUNDLESS = 10**18  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ def consult(
         everyone, problem = plan(spec, tensors, nodes, links, options), None
     except DoesNotFitError as failure:
         everyone, problem = None, str(failure)
-    best = best_subset(spec, tensors, nodes, links, options)
-    boundless = [replace(node, memory_bytes=_BOUNDLESS) for node in nodes]
-    unbounded = best_subset(spec, tensors, boundless, links, options)
+    best, unbounded = best_subsets(spec, tensors, nodes, links, options)
     sentence = None if everyone is None else advice(everyone, best)
     return Outlook(everyone, problem, best, sentence or capacity_advice(best, unbounded))
 

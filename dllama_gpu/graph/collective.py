@@ -48,6 +48,11 @@ class Network:
                 jitter[i, j] = jitter[j, i] = link.jitter_seconds
         return cls(latency, seconds_per_byte, jitter)
 
+    def among(self, kept: Sequence[int]) -> Network:
+        """The links between these nodes (by their numbers) alone, in this order."""
+        chosen = np.ix_(kept, kept)
+        return Network(self.latency_seconds[chosen], self.seconds_per_byte[chosen], self.jitter_seconds[chosen])
+
     @property
     def n_nodes(self) -> int:
         """How many there are."""

@@ -57,7 +57,16 @@ class Part:
         return [Span(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> list[tuple[Shard, ...]]:
+@dataclass(frozen=True)
+class Division:
+    """Ways to cut a model, each with the nodes' shards by rank."""
+
+    ways: list[tuple[Shard, ...]]
+    is_bound_by_memory: bool
+    """Whether more memory would give other ways."""
+
+
+def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> Division:
     """Ways to cut the model for `nodes` that respect their memory, the root first; the best is among them.
 
     Each part is balanced for itself, since all nodes wait for each other behind each of them. Heads are cut anywhere
@@ -70,30 +79,34 @@ def divide(outline: Outline, nodes: Sequence[NodeProfile]) -> list[tuple[Shard, 
     unit = head_unit(spec)
     grouped = math.lcm(unit, spec.n_heads // spec.n_kv_heads)
     units = [unit] if unit == grouped or spec.n_heads < grouped * len(nodes) else [unit, grouped]
-    divisions = [_Division(outline, nodes, heads) for heads in units]
-    divisions[0].check_bare_nodes()
-    for method in (_Division.by_speed, _Division.by_memory):
-        found = [shards for division in divisions if (shards := method(division)) is not None]
+    cutters = [_Cutter(outline, nodes, heads) for heads in units]
+    cutters[0].check_bare_nodes()
+    for method in (_Cutter.by_speed, _Cutter.by_memory):
+        found = [shards for cutter in cutters if (shards := method(cutter)) is not None]
         if found:
-            return found + [whole for shards in found for whole in _whole_experts(outline, nodes, shards)]
-    raise divisions[0].out_of_memory()
+            whole = [way for shards in found for way in _whole_experts(outline, nodes, shards)]
+            fitting = [way for way in whole if _fits(outline, nodes, way)]
+            is_bound = any(cutter.met_a_limit for cutter in cutters) or len(fitting) < len(whole)
+            return Division(found + fitting, is_bound)
+    raise cutters[0].out_of_memory()
 
 
 def _whole_experts(
     outline: Outline, nodes: Sequence[NodeProfile], shards: tuple[Shard, ...]
 ) -> Iterator[tuple[Shard, ...]]:
-    """The same shares with whole experts, handed out by speed or as `shards` has cut them, where these fit."""
+    """The same shares with whole experts, handed out by speed or as `shards` has cut them."""
     spec = outline.spec
     if len(nodes) == 1 or not spec.architecture.has_experts:
         return
     for ratio in ([node.bytes_per_second for node in nodes], [float(len(shard.hidden)) for shard in shards]):
-        whole = tuple(
+        yield tuple(
             replace(shard, hidden=Span(0, spec.ffn_dim), experts=experts)
             for shard, experts in zip(shards, split(spec.n_experts, 1, ratio), strict=True)
         )
-        loads = [outline.load(shard).memory_bytes for shard in whole]
-        if all(load <= node.memory_bytes for load, node in zip(loads, nodes, strict=True)):
-            yield whole
+
+
+def _fits(outline: Outline, nodes: Sequence[NodeProfile], shards: tuple[Shard, ...]) -> bool:
+    return all(outline.load(shard).memory_bytes <= node.memory_bytes for node, shard in zip(nodes, shards, strict=True))
 
 
 def fill(n_units: int, first: Sequence[float], each: Sequence[float], limits: Sequence[int]) -> Counts | None:
@@ -109,14 +122,18 @@ def fill(n_units: int, first: Sequence[float], each: Sequence[float], limits: Se
         pairs = zip(first, each, limits, strict=True)
         return [min(limit, max(0, math.floor((time - start) / step))) for start, step, limit in pairs]
 
-    early, late = 0.0, max(start + step * n_units for start, step in zip(first, each, strict=True))
+    alone = [(limit >= n_units, start + step * n_units) for start, step, limit in zip(first, each, limits, strict=True)]
+    early, late = 0.0, min((time for can_do_all, time in alone if can_do_all), default=max(time for _, time in alone))
+    counts = done_at(early)
     for _ in range(_BISECTIONS):
+        if n_units - sum(counts) <= len(counts):  # these go one by one
+            break
         middle = (early + late) / 2
-        if sum(done_at(middle)) <= n_units:
-            early = middle
+        tried = done_at(middle)
+        if sum(tried) <= n_units:
+            early, counts = middle, tried
         else:
             late = middle
-    counts = done_at(early)
     queue = [(first[i] + (counts[i] + 1) * each[i], each[i], i) for i in range(len(counts)) if counts[i] < limits[i]]
     heapq.heapify(queue)
     for _ in range(n_units - sum(counts)):
@@ -127,7 +144,7 @@ def fill(n_units: int, first: Sequence[float], each: Sequence[float], limits: Se
     return counts
 
 
-class _Division:
+class _Cutter:
     """One way of cutting heads, and the nodes to cut for."""
 
     def __init__(self, outline: Outline, nodes: Sequence[NodeProfile], heads_unit: int) -> None:
@@ -139,6 +156,7 @@ class _Division:
         self.hidden = self.part(spec.ffn_dim, BLOCK, feed_forward, self.shard(1, hidden=Span(0, spec.ffn_dim)))
         self.vocab = self.part(spec.vocab_size, BLOCK, head, self.shard(1, vocab=Span(0, spec.vocab_size)))
         self.parts = (self.heads, self.hidden, self.vocab)
+        self.met_a_limit = False
 
     def part(self, total: int, unit: int, load: SegmentLoad, all_of_it: Shard) -> Part:
         return Part(total, unit, load, self.memory(all_of_it) - self.memory(self.shard(1)))
@@ -171,6 +189,7 @@ class _Division:
             room = self.room(shards)
             if min(room) >= 0:
                 return shards
+            self.met_a_limit = True
             for i, left in enumerate(room):
                 if left < 0:
                     limits[i] = self.lowered(i, limits[i], [of_part[i] for of_part in counts], -left)

@@ -14,8 +14,10 @@ All sizes come from the graphs that the nodes would run. docs/planning.md compar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.collective import (
@@ -35,8 +37,6 @@ from dllama_gpu.graph.shard import Shard, shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import ModelSpec
-
-_MOST_NODES_FOR_ALL_SUBSETS = 10
 
 
 @dataclass(frozen=True)
@@ -129,37 +129,16 @@ def plan(
     Raises DoesNotFitError saying how much memory is missing, DllamaError for a ratio of another number of shares or a
     name used twice.
     """
-    _check_names(nodes)
-    return _plan(Outline(spec, tensors, options), nodes, links, options)
+    check_names(nodes)
+    return plan_outlined(Outline(spec, tensors, options), nodes, Network.of(nodes, links), options)
 
 
-def best_subset(
-    spec: ModelSpec,
-    tensors: Mapping[str, TensorInfo],
-    nodes: Sequence[NodeProfile],
-    links: LinkBetween,
-    options: PlanOptions,
+def plan_outlined(
+    outline: Outline, nodes: Sequence[NodeProfile], network: Network, options: PlanOptions
 ) -> ClusterPlan:
-    """The plan with the shortest time per token among those that use the root and any of the other nodes.
-
-    All subsets of up to 10 nodes are tried; of more, one node after the other is left out, always the one without
-    which the rest is fastest. `options.ratio` plays no part. Raises DoesNotFitError when the model fits none
-    of them.
-    """
-    _check_names(nodes)
-    search = _Search(Outline(spec, tensors, options), links, replace(options, ratio=None))
-    if len(nodes) <= _MOST_NODES_FOR_ALL_SUBSETS:
-        for kept in _subsets(nodes[1:]):
-            search.attempt((nodes[0], *kept))
-    else:
-        search.leave_out_one_by_one(nodes)
-    return search.result()
-
-
-def _plan(outline: Outline, nodes: Sequence[NodeProfile], links: LinkBetween, options: PlanOptions) -> ClusterPlan:
-    network = Network.of(nodes, links)
+    """As `plan`, for a model and a network that were made ready."""
     if options.ratio is None:
-        plans = [_assess(outline, nodes, network, options, shards) for shards in divide(outline, nodes)]
+        plans = [_assess(outline, nodes, network, options, shards) for shards in divide(outline, nodes).ways]
         return min(plans, key=lambda found: found.decode_seconds)
     if len(options.ratio) != len(nodes):
         raise DllamaError(f"the ratio has {len(options.ratio)} shares for {len(nodes)} nodes; give one a node")
@@ -171,6 +150,16 @@ def _plan(outline: Outline, nodes: Sequence[NodeProfile], links: LinkBetween, op
                 f"{size_text(node.node.memory_bytes)}; lower its share, --max-seq-len or --slots"
             )
     return found
+
+
+def decode_seconds(loads: Sequence[NodeLoad], nodes: Sequence[NodeProfile], network: Network, wire: FloatType) -> float:
+    """What `ClusterPlan.decode_seconds` will be for nodes with these loads."""
+    return _compute_seconds(loads, nodes) + min(_Exchanges(loads, network, wire, 1, a).seconds for a in Algorithm)
+
+
+def _compute_seconds(loads: Sequence[NodeLoad], nodes: Sequence[NodeProfile]) -> float:
+    segments = zip(*(load.segments for load in loads), strict=True)
+    return math.fsum(of_each[0].repeats * slowest_seconds(of_each, nodes) for of_each in segments)
 
 
 def _assess(
@@ -210,10 +199,7 @@ def _assess(
             LinkPlan(nodes[i].name, nodes[j].name, _token_bytes({a: t[i, j] + t[j, i] for a, t in sent.items()}))
             for i, j in itertools.combinations(range(len(nodes)), 2)
         ),
-        compute_seconds=sum(
-            segments[0].repeats * slowest_seconds(segments, nodes)
-            for segments in zip(*(load.segments for load in loads), strict=True)
-        ),
+        compute_seconds=_compute_seconds(loads, nodes),
         exchange_seconds=one_row[algorithm].seconds,
         n_exchanges=one_row[algorithm].count,
         algorithm=algorithm,
@@ -236,16 +222,22 @@ class _Exchanges:
         self.count = 0
         self.seconds = 0.0
         self.traffic: Traffic = 0.0 * network.latency_seconds
+        alike: Counter[tuple[type, int, tuple[int, ...]]] = Counter()
         for segments in zip(*(load.segments for load in loads), strict=True):
-            repeats = segments[0].repeats
-            exchange, width = segments[0].exchange, segments[0].exchange_width
-            if isinstance(exchange, Broadcast):
+            kind = type(segments[0].exchange)
+            of_each: tuple[int, ...] = ()
+            if kind is AllReduce:
+                of_each = tuple(isinstance(s.exchange, AllReduce) and s.exchange.contributes for s in segments)
+            elif kind is GatherCandidates:
+                of_each = tuple(segment.exchange_width for segment in segments)
+            alike[kind, segments[0].exchange_width, of_each] += segments[0].repeats
+        for (kind, width, of_each), repeats in alike.items():
+            if kind is Broadcast:
                 hops = broadcast_hops(len(loads), width, n_rows)
-            elif isinstance(exchange, AllReduce):
-                contributes = [isinstance(s.exchange, AllReduce) and s.exchange.contributes for s in segments]
-                hops = all_reduce_hops(contributes, width, n_rows, wire, algorithm)
-            elif with_logits and isinstance(exchange, GatherCandidates):
-                hops = gather_hops([4 * n_rows * segment.exchange_width for segment in segments])
+            elif kind is AllReduce:
+                hops = all_reduce_hops(list(map(bool, of_each)), width, n_rows, wire, algorithm)
+            elif with_logits and kind is GatherCandidates:
+                hops = gather_hops([4 * n_rows * numbers for numbers in of_each])
             else:
                 continue
             self.count += repeats
@@ -253,54 +245,12 @@ class _Exchanges:
             self.traffic = self.traffic + repeats * sum(hops)
 
 
-class _Search:
-    """Keeps the fastest plan found so far, and why the first that failed did."""
-
-    def __init__(self, outline: Outline, links: LinkBetween, options: PlanOptions) -> None:
-        self._outline = outline
-        self._links = links
-        self._options = options
-        self._best: ClusterPlan | None = None
-        self._failure: DoesNotFitError | None = None
-
-    def attempt(self, nodes: Sequence[NodeProfile]) -> float:
-        """Seconds per token with these nodes, infinite when the model does not fit."""
-        try:
-            found = _plan(self._outline, nodes, self._links, self._options)
-        except DoesNotFitError as failure:
-            self._failure = self._failure or failure
-            return float("inf")
-        if self._best is None or found.decode_seconds <= self._best.decode_seconds:  # of equals the smaller set
-            self._best = found
-        return found.decode_seconds
-
-    def leave_out_one_by_one(self, nodes: Sequence[NodeProfile]) -> None:
-        self.attempt(nodes)
-        while len(nodes) > 1:
-            smaller = [(*nodes[:i], *nodes[i + 1 :]) for i in range(1, len(nodes))]
-            # Where nothing fits, the node with the least memory goes: it may not even hold what all nodes hold.
-            seconds = [self.attempt(kept) for kept in smaller]
-            leaves = min(range(len(smaller)), key=lambda i: (seconds[i], nodes[i + 1].memory_bytes))
-            nodes = smaller[leaves]
-
-    def result(self) -> ClusterPlan:
-        if self._best is None:
-            assert self._failure is not None
-            raise self._failure
-        return self._best
-
-
-def _subsets(nodes: Sequence[NodeProfile]) -> Iterator[tuple[NodeProfile, ...]]:
-    """All of them, the whole first, so that the failure told is that of all nodes."""
-    for size in range(len(nodes), -1, -1):
-        yield from itertools.combinations(nodes, size)
-
-
 def _token_bytes(by_algorithm: Mapping[Algorithm, float]) -> TokenBytes:
     return TokenBytes(float(by_algorithm[Algorithm.DIRECT]), float(by_algorithm[Algorithm.REDUCE_SCATTER_ALL_GATHER]))
 
 
-def _check_names(nodes: Sequence[NodeProfile]) -> None:
+def check_names(nodes: Sequence[NodeProfile]) -> None:
+    """Raises DllamaError unless there is a node, and every one has its own name."""
     names = [node.name for node in nodes]
     if not names:
         raise DllamaError("a cluster needs at least one node, the root")

@@ -9,9 +9,10 @@ import pytest
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.advice import Outlook, advice, consult
 from dllama_gpu.graph.division import DoesNotFitError
-from dllama_gpu.graph.plan import best_subset, plan
+from dllama_gpu.graph.plan import plan
 from dllama_gpu.graph.plan_text import describe
 from dllama_gpu.graph.profile import Link, NodeProfile, PlanOptions
+from dllama_gpu.graph.subset import best_subset
 from tests.support.clusters import everywhere, llama_8b, node
 
 MODEL = llama_8b()

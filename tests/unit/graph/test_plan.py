@@ -17,9 +17,10 @@ from dllama_gpu.graph.division import DoesNotFitError, fill
 from dllama_gpu.graph.graph import BufferType
 from dllama_gpu.graph.load import measure
 from dllama_gpu.graph.options import GraphOptions
-from dllama_gpu.graph.plan import ClusterPlan, best_subset, plan
+from dllama_gpu.graph.plan import ClusterPlan, plan
 from dllama_gpu.graph.profile import Link, NodeProfile, PlanOptions
 from dllama_gpu.graph.shard import BLOCK, Shard, Span, head_unit
+from dllama_gpu.graph.subset import best_subset, best_subsets
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import ModelSpec
 from tests.support.clusters import Model, everywhere, llama, llama_8b, node
@@ -167,6 +168,18 @@ def test_a_useless_node_never_makes_the_best_subset_slower(
     assert within.decode_seconds <= without.decode_seconds
     assert without.decode_seconds <= plan(*model, nodes, links, OPTIONS).decode_seconds
     assert within.names[0] == nodes[0].name
+
+
+@given(model=models(), nodes=clusters(max_nodes=4, memory=st.floats(0.001, 0.02)))
+@settings(max_examples=40)
+def test_the_best_subset_if_memory_were_endless_is_found_on_the_way(model: Model, nodes: list[NodeProfile]) -> None:
+    boundless = [replace(profile, memory_bytes=10**18) for profile in nodes]
+    try:
+        found = best_subsets(*model, nodes, everywhere(), OPTIONS)
+    except DoesNotFitError:
+        return
+    assert found[0] == best_subset(*model, nodes, everywhere(), OPTIONS)
+    assert found[1] == best_subset(*model, boundless, everywhere(), OPTIONS)
 
 
 @given(
