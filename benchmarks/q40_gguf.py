@@ -77,18 +77,7 @@ def _layout(spec: ModelSpec) -> Iterator[TensorInfo]:
 def _write_header(partial: Path, path: Path, spec: ModelSpec, name: str, layout: list[TensorInfo]) -> None:
     writer = GGUFWriter(partial, "llama")
     writer.add_name(name)
-    writer.add_block_count(spec.n_layers)
-    writer.add_context_length(spec.max_seq_len)
-    writer.add_embedding_length(spec.dim)
-    writer.add_feed_forward_length(spec.hidden_dim)
-    writer.add_head_count(spec.n_heads)
-    writer.add_head_count_kv(spec.n_kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.head_dim)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    writer.add_vocab_size(spec.vocab_size)
+    add_llama_metadata(writer, spec)
     writer.add_file_type(2)  # mostly Q4_0
     tokens = [*BYTE_TO_CHARACTER.values(), _MERGE.replace(" ", "")]
     if spec.vocab_size < len(tokens):
@@ -109,6 +98,22 @@ def _write_header(partial: Path, path: Path, spec: ModelSpec, name: str, layout:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
+
+
+def add_llama_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """Adds the metadata that llama.cpp's converter writes for a Llama model, without the tokenizer."""
+    writer.add_block_count(spec.n_layers)
+    writer.add_context_length(spec.max_seq_len)
+    writer.add_embedding_length(spec.dim)
+    writer.add_feed_forward_length(spec.hidden_dim)
+    writer.add_head_count(spec.n_heads)
+    writer.add_head_count_kv(spec.n_kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope_theta)
+    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    writer.add_vocab_size(spec.vocab_size)
 
 
 def _gguf_name(name: str) -> str:

@@ -7,35 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dllama_gpu.api.constraints import Grammars
+from dllama_gpu.api.engine_interface import Engine
 from dllama_gpu.api.reasoning import ReasoningFormat, tells_reasoning
 from dllama_gpu.api.submission import ActiveSubmissions
 from dllama_gpu.api.tool_formats import ToolFormat, detect_tool_format
-from dllama_gpu.engine.events import Event
-from dllama_gpu.engine.request import CompletionRequest
 from dllama_gpu.engine.sampling import SamplingParams
-from dllama_gpu.engine.statistics import EngineStatistics
 from dllama_gpu.tokenizer.chat_template import ChatTemplate
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
-
-
-class Ticket(Protocol):
-    """A request under way."""
-
-    def cancel(self) -> None:
-        """Ends it at once, from any thread; does nothing when it has ended."""
-
-
-class Engine(Protocol):
-    """What the server needs of `dllama_gpu.engine.engine.Engine`."""
-
-    def submit(self, request: CompletionRequest, on_event: Callable[[Event], None]) -> Ticket:
-        """Takes a request; `on_event` is called on another thread.
-
-        Raises QueueFullError, EngineUnavailableError, PromptTooLongError or another DllamaError.
-        """
-
-    def statistics(self) -> EngineStatistics:
-        """As of now; may be called from any thread."""
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from dllama_gpu.api.engine_interface import Engine, Ticket
 from dllama_gpu.api.errors import ApiError, unavailable
 from dllama_gpu.engine.errors import EngineUnavailableError, PromptTooLongError, QueueFullError
 from dllama_gpu.engine.events import Event, FailedEvent
 from dllama_gpu.engine.request import CompletionRequest
 from dllama_gpu.errors import DllamaError
-
-if TYPE_CHECKING:
-    from dllama_gpu.api.service import Engine, Ticket
 
 
 class Submission:

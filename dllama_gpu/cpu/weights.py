@@ -20,9 +20,9 @@ from dllama_gpu.graph.graph import (
     Matmul,
     RmsNorm,
     RopeStore,
-    TensorSlice,
     Weight,
 )
+from dllama_gpu.graph.weight_rows import read_part
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 
@@ -119,7 +119,7 @@ def _pack(
     n_rows, stride = weight.n_rows // weight.n_experts, len(memory) // weight.n_experts
     next_row = 0
     for part in weight.parts:
-        rows = _read(part, weight, source)
+        rows = read_part(part, weight, source)
         expert, first_row = divmod(next_row, n_rows)
         place = memory[expert * stride : (expert + 1) * stride]
         bad = _native.pack(pool, place, type, n_rows, n_columns, rows, first_row)
@@ -142,13 +142,13 @@ def _pack(
 def _row_source(weight: Weight, source: ModelSource, loaded: LoadedWeights) -> _native.RowSource:
     if weight.name in loaded.packed:
         return _native.RowSource(loaded.packed[weight.name])
-    rows = _read(weight.parts[0], weight, source)
+    rows = read_part(weight.parts[0], weight, source)
     loaded.arrays.append(rows)
     return _native.RowSource(rows, _TYPES[weight.float_type], weight.n_columns)
 
 
 def _vector(weight: Weight, source: ModelSource) -> npt.NDArray[np.float32]:
-    raw = _read(weight.parts[0], weight, source)
+    raw = read_part(weight.parts[0], weight, source)
     if weight.float_type is not FloatType.F32:
         raise DllamaError(f"{source.path}: the vector {weight.name} is stored as {weight.float_type.value}, not f32")
     vector = np.frombuffer(raw.tobytes(), np.float32)
@@ -157,18 +157,3 @@ def _vector(weight: Weight, source: ModelSource) -> npt.NDArray[np.float32]:
             f"{source.path}: the vector {weight.name} holds NaN or infinity; the file is damaged, get it again"
         )
     return vector
-
-
-def _read(part: TensorSlice, weight: Weight, source: ModelSource) -> npt.NDArray[np.uint8]:
-    """Rows and whole blocks of columns of one tensor, uint8 (rows, bytes)."""
-    info = source.tensors.get(part.tensor)
-    if info is None:
-        raise DllamaError(f"{source.path} has no tensor {part.tensor}, which the model needs")
-    if info.float_type is not weight.float_type or part.row_end > info.n_rows or part.column_end > info.n_columns:
-        raise DllamaError(
-            f"{source.path}: tensor {part.tensor} is {info.float_type.value} {info.shape}, but "
-            f"{weight.float_type.value} with at least {part.row_end} rows and {part.column_end} columns is wanted"
-        )
-    bytes_at = weight.float_type.row_bytes
-    raw = source.read(part.tensor)
-    return raw[part.row_begin : part.row_end, bytes_at(part.column_begin) : bytes_at(part.column_end)]

@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.graph import TensorSlice, Weight
+from dllama_gpu.graph.graph import Weight
+from dllama_gpu.graph.weight_rows import read_part
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.vulkan.activations import round_up
@@ -144,7 +145,7 @@ def packed_chunks(matrix: PackedMatrix, source: ModelSource) -> Iterator[Chunk]:
     n_members, type = len(matrix.members), matrix.float_type
     first_row = 0
     for parts in zip(*(weight.parts for weight in matrix.members), strict=True):
-        tensors = [_read(part, weight, source) for part, weight in zip(parts, matrix.members, strict=True)]
+        tensors = [read_part(part, weight, source) for part, weight in zip(parts, matrix.members, strict=True)]
         n_part_rows, row_bytes = tensors[0].shape
         step = max(2, _CHUNK_BYTES // (row_bytes * n_members) // 2 * 2)  # even: whole words of Q80 scales
         for begin in range(0, n_part_rows, step):
@@ -178,7 +179,7 @@ def packed_vectors(weights: Sequence[Weight], source: ModelSource) -> Chunk:
             raise DllamaError(
                 f"{source.path}: the vector {weight.name} is stored as {weight.float_type.value}, not f32"
             )
-        raw = np.concatenate([_read(part, weight, source).reshape(-1) for part in weight.parts])
+        raw = np.concatenate([read_part(part, weight, source).reshape(-1) for part in weight.parts])
         vector = np.frombuffer(raw.tobytes(), np.float32)
         if not np.isfinite(vector).all():
             raise DllamaError(
@@ -219,18 +220,3 @@ def _first_bad_row(units: Bytes, scales: Bytes, type: FloatType) -> int:
         finite = np.isfinite((units if type is FloatType.F16 else scales).view(np.float16))
     bad = np.flatnonzero(~finite.all(axis=1))
     return int(bad[0]) if bad.size else -1
-
-
-def _read(part: TensorSlice, weight: Weight, source: ModelSource) -> Bytes:
-    """Rows and whole blocks of columns of one tensor, uint8 (rows, bytes)."""
-    info = source.tensors.get(part.tensor)
-    if info is None:
-        raise DllamaError(f"{source.path} has no tensor {part.tensor}, which the model needs")
-    if info.float_type is not weight.float_type or part.row_end > info.n_rows or part.column_end > info.n_columns:
-        raise DllamaError(
-            f"{source.path}: tensor {part.tensor} is {info.float_type.value} {info.shape}, but "
-            f"{weight.float_type.value} with at least {part.row_end} rows and {part.column_end} columns is wanted"
-        )
-    bytes_at = weight.float_type.row_bytes
-    raw = source.read(part.tensor)
-    return raw[part.row_begin : part.row_end, bytes_at(part.column_begin) : bytes_at(part.column_end)]

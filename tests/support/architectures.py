@@ -9,11 +9,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from benchmarks.q40_gguf import add_llama_metadata
 from dllama_gpu.model import m_format
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeStyle
 from tests.support.arrays import ArraySource
-from tests.support.models import add_llama_metadata, random_tensors, small_spec, write_gguf_file
+from tests.support.models import random_tensors, small_spec, write_gguf_file
 
 _GGUF_ARCHITECTURES = {
     Architecture.LLAMA: "llama",

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.q40_gguf import add_llama_metadata
 from dllama_gpu.model import m_format
 from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
@@ -201,22 +202,6 @@ def gguf_name(name: str) -> str:
     parts = name.split(".")
     prefix = f"blk.{parts[1]}." if parts[0] == "layers" else ""
     return prefix + GGUF_NAMES[parts[-1]]
-
-
-def add_llama_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
-    """Adds the metadata that llama.cpp's converter writes for a Llama model, without the tokenizer."""
-    writer.add_block_count(spec.n_layers)
-    writer.add_context_length(spec.max_seq_len)
-    writer.add_embedding_length(spec.dim)
-    writer.add_feed_forward_length(spec.hidden_dim)
-    writer.add_head_count(spec.n_heads)
-    writer.add_head_count_kv(spec.n_kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.head_dim)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    writer.add_vocab_size(spec.vocab_size)
 
 
 def write_gguf_file(writer: gguf.GGUFWriter) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import gguf
 
+from benchmarks.q40_gguf import add_llama_metadata
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import Architecture
 from dllama_gpu.tokenizer.byte_alphabet import BYTE_TO_CHARACTER
 from dllama_gpu.tokenizer.t_file import TokenizerFile, write_t_file
 from tests.support.architectures import architecture_spec, write_architecture_gguf
 from tests.support.models import (
-    add_llama_metadata,
     gguf_name,
     random_tensors,
     small_spec,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as GgmlType
 
+from benchmarks.q40_gguf import add_llama_metadata
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.model.codecs import dequantize, quantize
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.gguf_file import GgufFile
 from dllama_gpu.model.spec import Architecture, ModelSpec, RopeScaling, RopeStyle
 from tests.support.models import (
-    add_llama_metadata,
     gguf_name,
     random_tensors,
     small_spec,
