@@ -11,15 +11,21 @@ from dllama_gpu.errors import DllamaError
 
 
 def guarded(program: Callable[[], int]) -> int:
-    """Runs `program` and returns its exit status; 1 after a failure, 130 after Ctrl-C, as shells do.
+    """Runs `program` and returns its exit status; 1 after a failure, and as shells have it 130 after
+    Ctrl-C and 141 when the reader of the output went away.
 
     With DLLAMA_DEBUG=1 a failure shows its traceback.
     """
     try:
-        return program()
+        status = program()
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as in `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (DllamaError, OSError) as error:
         if os.environ.get("DLLAMA_DEBUG") == "1":
             raise

@@ -44,6 +44,16 @@ def guarded(name: str, program: Callable[[], int]) -> int:
     return status
 
 
+def explain_lost_files(name: str) -> None:
+    """Lets the program say why it ends when a file that it has mapped is cut short: the system then kills it."""
+    from dllama_gpu.cpu import _native
+
+    _native.explain_bus_error(
+        f"\n{name}: error: a file that was being read was cut short, or its disk went away; let a model's files be "
+        "while they are in use, and check that they are complete\n"
+    )
+
+
 def explain(error: Exception) -> str:
     """A sentence, with the way out, for any failure."""
     if isinstance(error, DllamaError):

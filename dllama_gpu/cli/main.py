@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import dllama_gpu
 from dllama_gpu.cli.arguments import Options, Parser, UsageError
-from dllama_gpu.cli.failures import guarded
+from dllama_gpu.cli.failures import explain_lost_files, guarded
 
 _PROGRAM = "dllama-gpu"
 _COMMANDS = {
@@ -74,7 +74,9 @@ def _dispatch(words: Sequence[str]) -> int:
     command = cast(Command, importlib.import_module(f"dllama_gpu.cli.{name}"))
     parser = Parser(prog=f"{_PROGRAM} {name}", description=command.DESCRIPTION)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(words[1:]))
+    options = parser.parse_args(words[1:])
+    explain_lost_files(_PROGRAM)
+    return command.run(options)
 
 
 def _parser() -> Parser:

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "bandwidth.hpp"
+#include "bus_error.hpp"
 #include "cpu_features.hpp"
 #include "ops.hpp"
 #include "packing.hpp"
@@ -340,6 +341,7 @@ void add_top_candidates(Program& program, const ActivationBuffer& logits, const 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels, thread pool and op list of the CPU device.";
   m.def("kernel_names", &kernel_names, "Kernel tables this processor can run, best first.");
+  m.def("explain_bus_error", &explain_bus_error, "sentence"_a, "What to say before SIGBUS ends the process.");
   m.def("cpu_features", &cpu_features, "Instruction set extensions found.");
   m.def("q80_bytes", &q80_bytes, "rows"_a, "width"_a, "Bytes of a Q80 buffer.");
 

@@ -71,3 +71,23 @@ def test_a_full_disk_is_a_sentence(smollm2_gguf: Path) -> None:
     err = finish(process)
     assert process.returncode == 1
     assert err.endswith("dllama-gpu: error: the disk is full; free some space and run this again\n")
+
+
+_CUT_FILE = """
+import os, sys
+from pathlib import Path
+from dllama_gpu.cli.failures import explain_lost_files
+from dllama_gpu.formats.mapped_file import MappedFile
+file = MappedFile(Path(sys.argv[1]))
+explain_lost_files("dllama-gpu")
+os.truncate(sys.argv[1], 0)
+file.view(0, 1)[0]
+"""
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_ends_the_program_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(10_000))
+    done = subprocess.run([sys.executable, "-c", _CUT_FILE, str(path)], capture_output=True, timeout=WAIT_SECONDS)
+    assert done.returncode == -signal.SIGBUS
+    assert b"dllama-gpu: error: a file that was being read was cut short" in done.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def test_a_model_counts_as_downloaded_when_its_tokenizer_is_there_too(
     assert downloaded() == []
     (folder / "dllama_tokenizer_qwen3_0.6b_q40.t").touch()
     assert downloaded() == ["qwen3_0.6b_q40"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGPIPE is POSIX's")
+def test_a_reader_that_goes_away_is_no_failure_to_tell() -> None:
+    command = [sys.executable, str(Path(launch.__file__)), "--list"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_an_unknown_model_is_a_sentence_and_status_2() -> None:
