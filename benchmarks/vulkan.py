@@ -47,6 +47,7 @@ _DEFAULT_MODELS = "smollm2,llama-3.2-1b,llama-3.2-3b,llama-3.1-8b"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for and returns the exit status."""
     options = _parser().parse_args(arguments)
+    _check_peer(options)
     tier = None if options.tier is None else Tier[options.tier.upper()]
     device = VulkanDevice(options.device, tier=tier)
     _say(device.name)
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models.split(","):
         findings.append(_measure(device, name, settings, kernels=options.kernels))
         _say(_sentence(findings[-1], settings, copy_rate))
-    besides = [_beside(name, settings, options) for name in options.models.split(",") if options.beside]
+    with_others = options.beside or options.peer_python is not None
+    besides = [_beside(name, settings, options) for name in options.models.split(",") if with_others]
     info = device.gpu.info
     results = GpuResults(
         date=datetime.date.today().isoformat(),
@@ -110,6 +112,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", action="store_true", help="also the time of each shader in a token")
     parser.add_argument("--quick", action="store_true", help="a short run, not saved: does everything still work?")
     return parser
+
+
+def _check_peer(options: argparse.Namespace) -> None:
+    if options.peer_library is not None and not options.peer_library.is_dir():
+        raise DllamaError(f"--peer-library {options.peer_library} is no folder; name the one that holds libllama")
+    if options.peer_python is None:
+        if options.peer_library is not None:
+            raise DllamaError("--peer-library needs --peer-python, an interpreter that has llama-cpp-python")
+    elif (reason := children.why_no_peer(options.peer_python)) is not None:
+        raise DllamaError(f"llama.cpp cannot be measured: {reason}; name an interpreter that has llama-cpp-python")
 
 
 def _settings(options: argparse.Namespace, *, on_processor: bool) -> GpuSettings:

@@ -29,29 +29,29 @@ class _PartialLibrary(ctypes.CDLL):
             return missing
 
 
-def own_library() -> bool:
-    """Whether llama.cpp is the one that the package was built with."""
-    return _FOLDER is None
-
-
-def _import(folder: str | None) -> Any:
-    if folder is None:
-        return importlib.import_module("llama_cpp")
+def _import() -> tuple[Any, str]:
+    if _FOLDER is None:
+        package = importlib.import_module("llama_cpp")
+        return package, f"llama.cpp of llama-cpp-python {package.__version__}"
     whole_library = ctypes.CDLL
     ctypes.CDLL = _PartialLibrary  # type: ignore[misc]
     try:
         package = importlib.import_module("llama_cpp")
     finally:
         ctypes.CDLL = whole_library  # type: ignore[misc]
-    # Backends that are files of their own are looked for beside the interpreter, where they are not.
-    found = next((path for path in Path(folder).iterdir() if path.name in _GGML_NAMES), None)
+    name = "another build of llama.cpp"
+    found = next((path for path in Path(_FOLDER).iterdir() if path.name in _GGML_NAMES), None)
     if found is not None:
-        ctypes.CDLL(str(found)).ggml_backend_load_all_from_path(folder.encode())
-    return package
+        ggml = ctypes.CDLL(str(found))
+        # Backends that are files of their own are looked for beside the interpreter, where they are not.
+        ggml.ggml_backend_load_all_from_path(_FOLDER.encode())
+        ggml.ggml_version.restype = ggml.ggml_commit.restype = ctypes.c_char_p
+        name += f", ggml {ggml.ggml_version().decode()} ({ggml.ggml_commit().decode()}),"
+    return package, f"{name} through llama-cpp-python {package.__version__}"
 
 
 _FOLDER = os.environ.get("LLAMA_CPP_LIB_PATH")
 _GGML_NAMES = ("libggml.so", "libggml.dylib", "ggml.dll")
 
-llama_cpp = _import(_FOLDER)
-"""The package."""
+llama_cpp, library = _import()
+"""The package; and which llama.cpp that is, in words."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import CPU, Job, job_from_json, measure, to_json
-from benchmarks.peers.bindings import llama_cpp, own_library
+from benchmarks.peers.bindings import library, llama_cpp
 
 _ALL_LAYERS = 999
 
@@ -47,8 +47,7 @@ class LlamaCppRunner:
             sys.exit("this build of llama.cpp has no Vulkan, or refuses this GPU; see --peer-library")
         self._batch = llama_cpp.llama_batch_init(job.prompt_tokens, 0, 1)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        library = "llama.cpp of" if own_library() else "another build of llama.cpp through"
-        self.program = f"{library} llama-cpp-python {llama_cpp.__version__} ({self._code_path()})"
+        self.program = f"{library} ({self._code_path()})"
 
     def clear(self) -> None:
         """Empties the KV cache."""
