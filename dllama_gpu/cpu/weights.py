@@ -62,14 +62,13 @@ def load_weights(
     packed, looked_up, vectors = _uses(graph)
     loaded = LoadedWeights()
     total = sum(_stored_bytes(weight) for weight in graph.weights)
-    sizes = [_packed_bytes(weight) for weight in graph.weights if weight.name in packed]
-    arena = Arena(sum(map(Arena.padded, sizes)), "the model's weights")
+    places = _places(graph, packed)
     done = 0
     for weight in graph.weights:
         if weight.name in vectors:
             loaded.vectors[weight.name] = _vector(weight, source)
         if weight.name in packed:
-            _pack(weight, source, pool, loaded, arena.take(_packed_bytes(weight)))
+            _pack(weight, source, pool, loaded, places[weight.name])
         if weight.name in looked_up:
             loaded.rows[weight.name] = _row_source(weight, source, loaded)
         done += _stored_bytes(weight)
@@ -99,6 +98,40 @@ def _uses(graph: Graph) -> tuple[set[str], set[str], set[str]]:
     return packed, looked_up, vectors
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the packed groups of 16 rows of a matrix go."""
+
+    memory: npt.NDArray[np.uint8]
+    between: int = 0
+    """Bytes from the end of a group to the start of the next one, where groups of another matrix lie."""
+
+
+def _places(graph: Graph, packed: set[str]) -> dict[str, _Place]:
+    """Memory for all packed weights, in the order in which a step reads them.
+
+    A gate and its up-projection are read together, so their groups take turns: memory is fastest when a thread reads it
+    from front to back.
+    """
+    weights = {weight.name: weight for weight in graph.weights if weight.name in packed}
+    arena = Arena(sum(Arena.padded(_packed_bytes(weight)) for weight in weights.values()), "the model's weights")
+    partners = {op.gate: op.up for op in graph.steps if isinstance(op, GatedMatmul)}
+    places: dict[str, _Place] = {}
+    for name, weight in weights.items():
+        if name in partners:
+            gate_bytes, up_bytes = _group_bytes(weight), _group_bytes(weights[partners[name]])
+            memory = arena.take(_packed_bytes(weight) + _packed_bytes(weights[partners[name]]))
+            places[name] = _Place(memory, up_bytes)
+            places[partners[name]] = _Place(memory[gate_bytes:], gate_bytes)
+        elif name not in partners.values():
+            places[name] = _Place(arena.take(_packed_bytes(weight)))
+    return places
+
+
+def _group_bytes(weight: Weight) -> int:
+    return _native.packed_bytes(_TYPES[weight.float_type], 16, weight.n_columns)
+
+
 def _stored_bytes(weight: Weight) -> int:
     return weight.n_rows * weight.float_type.row_bytes(weight.n_columns)
 
@@ -113,16 +146,16 @@ def _pack(
     source: ModelSource,
     pool: _native.ThreadPool,
     loaded: LoadedWeights,
-    memory: npt.NDArray[np.uint8],
+    place: _Place,
 ) -> None:
     type, n_columns = _TYPES[weight.float_type], weight.n_columns
-    n_rows, stride = weight.n_rows // weight.n_experts, len(memory) // weight.n_experts
+    n_rows, stride = weight.n_rows // weight.n_experts, len(place.memory) // weight.n_experts
     next_row = 0
     for part in weight.parts:
         rows = read_part(part, weight, source)
         expert, first_row = divmod(next_row, n_rows)
-        place = memory[expert * stride : (expert + 1) * stride]
-        bad = _native.pack(pool, place, type, n_rows, n_columns, rows, first_row)
+        memory = place.memory[expert * stride : (expert + 1) * stride]
+        bad = _native.pack(pool, memory, type, n_rows, n_columns, rows, first_row, place.between)
         if bad >= 0:
             raise DllamaError(
                 f"{source.path}: row {part.row_begin + bad} of tensor {part.tensor} holds NaN or infinity; "
@@ -130,13 +163,12 @@ def _pack(
             )
         source.release(part.tensor)
         next_row += part.row_end - part.row_begin
-    loaded.arrays.append(memory)
-    loaded.packed_bytes += len(memory)
-    if weight.n_experts > 1:
-        loaded.experts[weight.name] = _native.PackedExperts(memory, type, weight.n_experts, n_rows, n_columns)
-    else:
-        loaded.packed[weight.name] = _native.PackedWeight(memory, type, n_rows, n_columns)
-        loaded.experts[weight.name] = _native.PackedExperts(memory, type, 1, n_rows, n_columns)
+    loaded.arrays.append(place.memory)
+    loaded.packed_bytes += _packed_bytes(weight)
+    if weight.n_experts == 1:
+        loaded.packed[weight.name] = _native.PackedWeight(place.memory, type, n_rows, n_columns, place.between)
+    if place.between == 0:
+        loaded.experts[weight.name] = _native.PackedExperts(place.memory, type, weight.n_experts, n_rows, n_columns)
 
 
 def _row_source(weight: Weight, source: ModelSource, loaded: LoadedWeights) -> _native.RowSource:

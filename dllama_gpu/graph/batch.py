@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -56,6 +58,7 @@ class Batch:
 
     def check(self, graph: Graph) -> None:
         """Raises DllamaError unless the batch is what this class promises and fits the sizes of `graph`."""
+        # Plain Python: a step of one row takes as long as a handful of NumPy calls whose code fell out of the cache.
         n_rows, n_logit_rows = len(self.tokens), len(self.logit_rows)
         if not 0 < n_rows <= graph.max_rows:
             raise DllamaError(f"a batch needs 1 to {graph.max_rows} rows, not {n_rows}")
@@ -64,23 +67,28 @@ class Batch:
         limit = n_rows if graph.max_logit_rows is None else graph.max_logit_rows
         if n_logit_rows > limit:
             raise DllamaError(f"{n_logit_rows} rows of a batch want logits, but at most {limit} may")
-        for what, column, limit in (
-            ("token", self.tokens, graph.vocab_size),
-            ("slot", self.slots, graph.n_slots),
-            ("position", self.positions, graph.seq_len),
-            ("logit row", self.logit_rows, n_rows),
-        ):
-            bad = column[(column < 0) | (column >= limit)]
-            if bad.size:
-                raise DllamaError(f"{what} {int(bad[0])} in a batch is outside 0..{limit - 1}")
-        if np.any(np.diff(self.logit_rows) <= 0):
+        slots, positions, logit_rows = self.slots.tolist(), self.positions.tolist(), self.logit_rows.tolist()
+        _check_range("token", self.tokens.tolist(), graph.vocab_size)
+        _check_range("slot", slots, graph.n_slots)
+        _check_range("position", positions, graph.seq_len)
+        _check_range("logit row", logit_rows, n_rows)
+        if any(row >= following for row, following in itertools.pairwise(logit_rows)):
             raise DllamaError("the logit rows of a batch must be in ascending order, each once")
-        follows = np.diff(self.slots) == 0
-        starts = self.slots[np.concatenate(([True], ~follows))]
-        if np.any(np.diff(self.positions)[follows] <= 0) or len(set(starts.tolist())) < len(starts):
-            raise DllamaError("rows of one slot must stand together in a batch, in ascending position")
-        if not np.all((self.temperatures > 0) & np.isfinite(self.temperatures)):
+        last_of_slot: dict[int, int] = {}
+        slot_before = None
+        for slot, position in zip(slots, positions, strict=True):
+            if slot in last_of_slot and (slot != slot_before or position <= last_of_slot[slot]):
+                raise DllamaError("rows of one slot must stand together in a batch, in ascending position")
+            last_of_slot[slot] = position
+            slot_before = slot
+        if not all(0 < temperature < math.inf for temperature in self.temperatures.tolist()):
             raise DllamaError("a row's temperature must be a number above 0")
+
+
+def _check_range(what: str, values: list[int], limit: int) -> None:
+    if min(values, default=0) < 0 or max(values, default=0) >= limit:
+        bad = next(value for value in values if not 0 <= value < limit)
+        raise DllamaError(f"{what} {bad} in a batch is outside 0..{limit - 1}")
 
 
 class ExchangeHandler(Protocol):

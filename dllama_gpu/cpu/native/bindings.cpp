@@ -42,10 +42,14 @@ std::vector<std::string> kernel_names() {
   return names;
 }
 
-PackedWeight make_packed_weight(const Bytes& data, WeightType type, int n_rows, int n_columns) {
+// `between` bytes from the end of a group to the start of the next.
+PackedWeight make_packed_weight(const Bytes& data, WeightType type, int n_rows, int n_columns, size_t between) {
   require(n_rows > 0 && n_columns > 0 && row_bytes(type, n_columns) > 0, "a weight needs whole blocks of columns");
+  require(between % 64 == 0, "groups must begin at cache lines");
   PackedWeight weight = packed_layout(type, n_rows, n_columns);
-  require(static_cast<size_t>(data.nbytes()) >= packed_bytes(weight), "the array is too small for the packed weight");
+  weight.group_stride += between;
+  require(static_cast<size_t>(data.nbytes()) >= packed_bytes(weight) - between,
+          "the array is too small for the packed weight");
   weight.data = data.data();
   return weight;
 }
@@ -53,7 +57,7 @@ PackedWeight make_packed_weight(const Bytes& data, WeightType type, int n_rows, 
 PackedExperts make_packed_experts(const Bytes& data, WeightType type, int n_experts, int n_rows, int n_columns) {
   require(n_experts > 0, "there must be an expert");
   PackedExperts experts;
-  experts.first = make_packed_weight(data, type, n_rows, n_columns);
+  experts.first = make_packed_weight(data, type, n_rows, n_columns, 0);
   experts.n = n_experts;
   experts.stride = packed_bytes(experts.first);
   require(static_cast<size_t>(data.nbytes()) / experts.stride >= static_cast<size_t>(n_experts),
@@ -73,8 +77,8 @@ RowSource make_row_source(const py::array& rows, WeightType type, int n_columns)
 
 // pack_rows with the GIL released, the groups of 16 rows shared out among the pool's threads.
 int pack(ThreadPool& pool, Bytes data, WeightType type, int n_rows, int n_columns, const py::array& source,
-          int first_row) {
-  const PackedWeight weight = make_packed_weight(data, type, n_rows, n_columns);
+         int first_row, size_t between) {
+  const PackedWeight weight = make_packed_weight(data, type, n_rows, n_columns, between);
   const RowSource rows = make_row_source(source, type, n_columns);
   const int count = rows.weight.n_rows;
   require(first_row >= 0 && first_row + count <= n_rows, "rows do not fit the packed weight");
@@ -359,7 +363,8 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("read_rate", &read_rate_of, "pool"_a, "words"_a, "Bytes per second of one pass that reads a uint64 array.");
 
-  py::class_<PackedWeight>(m, "PackedWeight").def(py::init(&make_packed_weight), "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a);
+  py::class_<PackedWeight>(m, "PackedWeight")
+      .def(py::init(&make_packed_weight), "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a, "between"_a = 0);
   py::class_<PackedExperts>(m, "PackedExperts")
       .def(py::init(&make_packed_experts), "data"_a.noconvert(), "type"_a, "n_experts"_a, "n_rows"_a, "n_columns"_a);
   py::class_<RowSource>(m, "RowSource")
@@ -370,6 +375,7 @@ PYBIND11_MODULE(_native, m) {
       [](WeightType type, int n_rows, int n_columns) { return packed_bytes(packed_layout(type, n_rows, n_columns)); },
       "type"_a, "n_rows"_a, "n_columns"_a, "Bytes of a packed weight.");
   m.def("pack", &pack, "pool"_a, "data"_a.noconvert(), "type"_a, "n_rows"_a, "n_columns"_a, "source"_a, "first_row"_a,
+        "between"_a = 0,
         "Packs row-major rows [n, row_bytes] into rows first_row.. of a packed weight whose memory was zero. Returns the "
         "first row that holds NaN or infinity, or -1.");
 

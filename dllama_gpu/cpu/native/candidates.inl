@@ -38,27 +38,74 @@ struct CandidateHeap {
   }
 };
 
+// Reorders the values, none of which is NaN. Source: Hoare, "Algorithm 65: Find" (1961); the standard library's would be
+// one function for all instruction sets.
+inline float kth_largest(float* values, int n, int k) {
+  for (int low = 0, high = n - 1; low < high;) {
+    const float pivot = values[(low + high) / 2];
+    int i = low, j = high;
+    while (i <= j) {
+      while (values[i] > pivot) i++;
+      while (values[j] < pivot) j--;
+      if (i > j) break;
+      const float value = values[i];
+      values[i++] = values[j];
+      values[j--] = value;
+    }
+    if (k - 1 <= j)
+      high = j;
+    else if (k - 1 >= i)
+      low = i;
+    else
+      break;
+  }
+  return values[k - 1];
+}
+
+// A value that at least k of n values reach and few others do; -infinity when n is too small for it to pay. Found in the
+// maxima of many pieces: the k-th largest of those.
+inline float lower_bound(const float* values, int n, int k) {
+  constexpr int kPieces = 16, kMaxima = kPieces * 16;
+  const int n_vectors = n / 16;
+  if (k > kMaxima / 2 || n_vectors < 2 * kPieces) return -INFINITY;
+  float maxima[kMaxima];
+  for (int piece = 0; piece < kPieces; piece++) {
+    F32x16 highest = set1(-INFINITY);
+    for (int i = n_vectors * piece / kPieces; i < n_vectors * (piece + 1) / kPieces; i++)
+      highest = max(load(values + 16 * i), highest);
+    store(maxima + 16 * piece, highest);
+  }
+  for (float& maximum : maxima)
+    if (maximum != maximum) maximum = -INFINITY;
+  return kth_largest(maxima, kMaxima, k);
+}
+
 int top_candidates(const float* values, int n, int first_id, int k, float scale, float* top_values, int* top_ids,
                    float* maximum, float* exp_sum) {
+  constexpr int kLook = 64;  // values that are looked at together first
   CandidateHeap heap{top_values, top_ids, 0, k};
-  F32x16 highest = set1(-INFINITY);
-  for (int i = 0; i < n; i += 16) {
-    const int width = n - i < 16 ? n - i : 16;
-    if (width == 16) {
-      const F32x16 lanes = load(values + i);
-      highest = max(highest, lanes);
-      if (heap.size == k && !(reduce_max(lanes) > heap.values[0])) continue;
+  const float bound = lower_bound(values, n, k);
+  float highest = -INFINITY;
+  for (int begin = 0; begin < n; begin += kLook) {
+    const int end = n - begin < kLook ? n : begin + kLook;
+    if (end - begin == kLook) {
+      // Of a number and NaN, whichever way an instruction set takes the maximum, either the number or NaN comes out; NaN
+      // is not below the bound.
+      F32x16 lanes = set1(-INFINITY);
+      for (int i = begin; i < end; i += 16) lanes = max(load(values + i), lanes);
+      if (reduce_max(lanes) < bound) continue;
     }
-    for (int j = i; j < i + width; j++) {
-      if (width < 16) highest = max(highest, set1(values[j]));
-      if (values[j] != values[j]) continue;  // NaN ranks nowhere
+    for (int i = begin; i < end; i++) {
+      const float value = values[i];
+      if (!(value >= bound)) continue;  // NaN ranks nowhere
+      highest = value > highest ? value : highest;
       if (heap.size < k)
-        heap.push(values[j], first_id + j);
-      else if (values[j] > heap.values[0])
-        heap.replace_top(values[j], first_id + j);
+        heap.push(value, first_id + i);
+      else if (value > heap.values[0])
+        heap.replace_top(value, first_id + i);
     }
   }
-  *maximum = reduce_max(highest);
+  *maximum = highest;
   F32x16 sums = set1(0);
   int i = 0;
   for (; i + 16 <= n; i += 16) sums = add(sums, exp(mul(sub(load(values + i), set1(*maximum)), set1(scale))));

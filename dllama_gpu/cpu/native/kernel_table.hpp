@@ -34,8 +34,8 @@ constexpr int kWeightTypes = 6;
 struct PackedWeight {
   WeightType type;
   int n_rows, n_columns;
-  const uint8_t* data;  // [groups][group_bytes]
-  size_t group_bytes;   // a multiple of 64
+  const uint8_t* data;
+  size_t group_stride;  // bytes from one group to the next, a multiple of 64; another matrix's groups may lie between
 };
 
 // Where the parts of block b of a group of quantized rows are, in bytes from the group's start. (Functions here have

@@ -147,7 +147,7 @@ inline int q80_tiles(const MatmulArgs& args, const uint8_t* group, int row, int 
 template <class Format>
 void matmul_q80(const MatmulArgs& args, int group_begin, int group_end) {
   for (int g = group_begin; g < group_end; g++) {
-    const uint8_t* group = args.weight.data + g * args.weight.group_bytes;
+    const uint8_t* group = args.weight.data + g * args.weight.group_stride;
     float* out = args.out + (g * kGroupRows - args.first_weight_row);
     const int n_valid = args.weight.n_rows - g * kGroupRows;
     for (int tile = 0; tile < args.n_rows; tile += kTileRows) {
@@ -283,7 +283,7 @@ inline void f32_tile(const MatmulArgs& args, const uint8_t* group, int tile, flo
 template <class Reader>
 void matmul_f32(const MatmulArgs& args, int group_begin, int group_end) {
   for (int g = group_begin; g < group_end; g++) {
-    const uint8_t* group = args.weight.data + g * args.weight.group_bytes;
+    const uint8_t* group = args.weight.data + g * args.weight.group_stride;
     float* out = args.out + (g * kGroupRows - args.first_weight_row);
     const int n_valid = args.weight.n_rows - g * kGroupRows;
     if (args.n_rows == 1) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "fetching.hpp"
 #include "ops.hpp"
 
 namespace dllama {
@@ -14,6 +15,7 @@ namespace dllama {
 namespace {
 
 constexpr int kSplitRows = 8;       // steps of at most this many rows are cut by chunks
+constexpr ptrdiff_t kMostFetched = 64 << 10;
 constexpr int kQueriesAtOnce = 16;  // queries (rows times heads of a KV group) that share a pass over the keys
 
 // Neighbouring rows of one slot.
@@ -94,6 +96,15 @@ class AttentionChunks : public Op {
 
   int units(const Step&) const override { return n_units_; }
 
+  // The keys with which the share begins; the others and the values are fetched while it is computed.
+  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
+    const int unit = first_of_share(n_units_, thread, n_threads);
+    if (!AttentionWork::split(step) || unit >= n_units_) return;
+    size_t at = 0;
+    while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
+    fetch(keys_of_unit(step, tiles_[at], unit - tiles_[at].first_unit), kMostFetched);
+  }
+
   size_t scratch_bytes() const override {
     const size_t queries = max_queries();
     // Queries, scores, and one partial result a query for chunks that are merged at once.
@@ -101,7 +112,7 @@ class AttentionChunks : public Op {
                       2 * sizeof(PositionSpan)) + 256;
   }
 
-  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
+  void run(const Step& step, int begin, int end, const Worker& worker) const override {
     size_t at = 0;
     for (int unit = begin; unit < end; unit++) {
       while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
@@ -110,9 +121,9 @@ class AttentionChunks : public Op {
       if (AttentionWork::split(step)) {
         const int chunk = tile.first_chunk + local % tile.n_chunks();
         attend(step, tile, local / tile.n_chunks(), chunk, chunk + 1,
-               unit + 1 < end ? keys_of_unit(step, tile, local + 1) : following(), scratch);
+               unit + 1 < end ? keys_of_unit(step, tile, local + 1) : worker.then, worker.scratch);
       } else {
-        attend(step, tile, local, tile.first_chunk, tile.end_chunk, {}, scratch);
+        attend(step, tile, local, tile.first_chunk, tile.end_chunk, {}, worker.scratch);
       }
     }
   }
@@ -201,8 +212,8 @@ class AttentionJoin : public Op {
   int units(const Step& step) const override { return step.n_rows; }
   size_t scratch_bytes() const override { return sizeof(float) * (static_cast<size_t>(out_.width) + 16); }
 
-  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
-    auto* joined = reinterpret_cast<float*>(scratch);
+  void run(const Step& step, int begin, int end, const Worker& worker) const override {
+    auto* joined = reinterpret_cast<float*>(worker.scratch);
     for (int row = begin; row < end; row++) {
       const PositionSpan seen = heads_.seen_from(step.positions[row]);
       const int first = AttentionWork::split(step) ? chunk_of(seen.begin) : 0;

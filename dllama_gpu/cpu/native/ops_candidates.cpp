@@ -9,8 +9,8 @@ namespace dllama {
 
 namespace {
 
-// Logits one unit looks through: long, because a heap is refilled at the start of each.
-constexpr int kStretch = 16384;
+// Logits one unit looks through: long, because a heap is refilled at the start of each, but not so long that threads wait.
+constexpr int kStretch = 8192;
 
 }  // namespace
 
@@ -49,7 +49,7 @@ class CandidateSearch : public Op {
 
   int units(const Step& step) const override { return step.n_logit_rows * work_->n_stretches; }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     CandidateWork& work = *work_;
     for (int unit = begin; unit < end; unit++) {
       const int row = unit / work.n_stretches, first = unit % work.n_stretches * kStretch;
@@ -76,7 +76,7 @@ class CandidateJoin : public Op {
 
   int units(const Step& step) const override { return step.n_logit_rows; }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     const CandidateWork& work = *work_;
     for (int row = begin; row < end; row++) {
       const size_t first = static_cast<size_t>(row) * work.n_stretches;

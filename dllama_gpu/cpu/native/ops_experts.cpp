@@ -127,7 +127,7 @@ class TopExperts : public Op {
 
   int units(const Step& step) const override { return step.n_rows; }
 
-  void run(const Step&, int begin, int end, uint8_t*) const override {
+  void run(const Step&, int begin, int end, const Worker&) const override {
     for (int r = begin; r < end; r++) {
       const size_t at = static_cast<size_t>(r) * ids_.width;
       kernels_.top_experts(logits_.f32 + static_cast<size_t>(r) * logits_.width, logits_.width, ids_.width, normalize_,
@@ -146,7 +146,7 @@ class ExpertSort : public Op {
   ExpertSort(const ActivationBuffer& ids, std::shared_ptr<ExpertWork> work) : ids_(ids), work_(std::move(work)) {}
 
   int units(const Step&) const override { return 1; }
-  void run(const Step& step, int, int, uint8_t*) const override { work_->sort(step, ids_.i32); }
+  void run(const Step& step, int, int, const Worker&) const override { work_->sort(step, ids_.i32); }
 
  private:
   ActivationBuffer ids_;
@@ -163,7 +163,7 @@ class ExpertInputs : public Op {
 
   int units(const Step& step) const override { return step.n_rows == 1 ? 0 : work_->most_chosen(step); }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     const ChoiceRows all = ChoiceRows::in_memory(x_, x_.width, work_->most_choices(), work_->inputs.data());
     for (int chosen = begin; chosen < std::min(end, work_->n_chosen); chosen++) {
       const ChoiceRows rows = all.from(work_->begins[chosen]);
@@ -209,8 +209,8 @@ class ExpertGatedMatmul : public Op {
 
   size_t scratch_bytes() const override { return 2 * sizeof(float) * kUnitColumns * work_->max_rows; }
 
-  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
-    auto* gates = reinterpret_cast<float*>(scratch);  // [rows][32], then the same for up
+  void run(const Step& step, int begin, int end, const Worker& worker) const override {
+    auto* gates = reinterpret_cast<float*>(worker.scratch);  // [rows][32], then the same for up
     float* ups = gates + static_cast<size_t>(kUnitColumns) * work_->max_rows;
     const int hidden = gate_.first.n_rows;
     const ChoiceRows outputs = ChoiceRows::in_buffer(out_, hidden);
@@ -260,7 +260,7 @@ class ExpertMatmul : public Op {
 
   int units(const Step& step) const override { return work_->most_chosen(step) * n_groups(down_); }
 
-  void run(const Step&, int begin, int end, uint8_t*) const override {
+  void run(const Step&, int begin, int end, const Worker&) const override {
     const size_t dim = down_.first.n_rows;
     const ChoiceRows inputs = ChoiceRows::in_buffer(x_, down_.first.n_columns);
     const int groups = n_groups(down_);
@@ -288,7 +288,7 @@ class ExpertSum : public Op {
 
   int units(const Step& step) const override { return step.n_rows * pieces(); }
 
-  void run(const Step&, int begin, int end, uint8_t*) const override {
+  void run(const Step&, int begin, int end, const Worker&) const override {
     const auto dim = static_cast<size_t>(out_.width);
     for (int unit = begin; unit < end; unit++) {
       const int row = unit / pieces(), first = unit % pieces() * kColumns, last = std::min(first + kColumns, out_.width);

@@ -17,7 +17,7 @@ MatmulKernel kernel_for(const KernelTable& kernels, const ActivationBuffer& x, c
 int n_groups(const PackedWeight& weight) { return (weight.n_rows + kGroupRows - 1) / kGroupRows; }
 
 Stretch stretch_of(const PackedWeight& weight) {
-  return {weight.data, weight.data + n_groups(weight) * weight.group_bytes};
+  return {weight.data, weight.data + n_groups(weight) * weight.group_stride};
 }
 
 class Matmul : public Op {
@@ -29,7 +29,7 @@ class Matmul : public Op {
   int units(const Step& step) const override { return out_.rows(step) ? n_groups(weight_) : 0; }
   Stretch reads() const override { return stretch_of(weight_); }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     const auto width = static_cast<size_t>(out_.width);
     kernel_({weight_, x_.f32, static_cast<size_t>(x_.width), x_.q80, out_.rows(step), out_.f32 + out_column_, width, 0},
             begin, end);
@@ -64,15 +64,18 @@ class GatedMatmul : public Op {
   size_t scratch_bytes() const override { return 2 * sizeof(float) * kUnitColumns * max_rows_; }
   Stretch reads() const override { return stretch_of(gate_); }
 
-  void run(const Step& step, int begin, int end, uint8_t* scratch) const override {
-    auto* gates = reinterpret_cast<float*>(scratch);  // [rows][32], then the same for up
+  void run(const Step& step, int begin, int end, const Worker& worker) const override {
+    auto* gates = reinterpret_cast<float*>(worker.scratch);  // [rows][32], then the same for up
     float* ups = gates + static_cast<size_t>(kUnitColumns) * max_rows_;
     const RowOutput out = out_.output(step);
     for (int unit = begin; unit < end; unit++) {
       const int column = unit * kUnitColumns, first = unit * kUnitGroups;
       const int last = first + kUnitGroups < n_groups(gate_) ? first + kUnitGroups : n_groups(gate_);
-      gate_kernel_(args(gate_, gates, column, out.n_rows), first, last);
-      up_kernel_(args(up_, ups, column, out.n_rows), first, last);
+      // Groups of both lie in turns.
+      for (int group = first; group < last; group++) {
+        gate_kernel_(args(gate_, gates, column, out.n_rows), group, group + 1);
+        up_kernel_(args(up_, ups, column, out.n_rows), group, group + 1);
+      }
       const int n = gate_.n_rows - column < kUnitColumns ? gate_.n_rows - column : kUnitColumns;
       for (int r = 0; r < out.n_rows; r++) {
         float* row = gates + static_cast<size_t>(r) * kUnitColumns;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fetching.hpp"
 #include "ops.hpp"
 
 namespace dllama {
@@ -49,7 +50,13 @@ class RopeStore : public Op {
 
   int units(const Step& step) const override { return step.n_rows; }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
+    const int end = first_of_share(step.n_rows, thread + 1, n_threads);
+    for (int r = first_of_share(step.n_rows, thread, n_threads); r < end; r++)
+      for (int h = 0; h < cache_.n_kv_heads; h++) cache_.fetch_place(step.slots[r], h, step.positions[r]);
+  }
+
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     const int head_dim = cache_.head_dim, n_kv_heads = cache_.n_kv_heads;
     for (int r = begin; r < end; r++) {
       float* queries = qkv_.f32 + static_cast<size_t>(r) * qkv_.width;
@@ -101,6 +108,15 @@ struct QuantizedHead {
 };
 
 }  // namespace
+
+void KvCache::fetch_place(int slot, int kv_head, int position) const {
+  const size_t width = static_cast<size_t>(padded_head_dim);
+  const size_t head_at = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * width;
+  const uint8_t* key = keys + (head_at + position / 16 * width * 16) * element_bytes();
+  const uint8_t* value = values + (head_at + position * width) * element_bytes();
+  fetch({key, key + width * 16 * element_bytes()}, 16 * kMaxHeadDim * 4);
+  fetch({value, value + width * element_bytes()}, kMaxHeadDim * 4);
+}
 
 void KvCache::store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,
                     const float* value) const {

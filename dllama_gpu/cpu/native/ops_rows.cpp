@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "fetching.hpp"
 #include "ops.hpp"
 #include "packing.hpp"
 
@@ -17,7 +18,7 @@ class Embed : public Op {
 
   int units(const Step& step) const override { return step.n_rows; }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     for (int r = begin; r < end; r++) {
       float* out = out_.f32 + static_cast<size_t>(r) * out_.width;
       const int token = step.tokens[r];
@@ -43,7 +44,7 @@ class RopeAngles : public Op {
 
   int units(const Step& step) const override { return step.n_rows; }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void run(const Step& step, int begin, int end, const Worker&) const override {
     const size_t half = frequencies_.size();
     for (int r = begin; r < end; r++) {
       float* out = out_.f32 + static_cast<size_t>(r) * out_.width;
@@ -61,6 +62,9 @@ class RopeAngles : public Op {
   double scale_;
 };
 
+constexpr ptrdiff_t kMostFetched = 32 << 10;
+constexpr ptrdiff_t kFetchedBehind = 32 * kLineBytes;
+
 class RmsNorm : public Op {
  public:
   RmsNorm(const KernelTable& kernels, const ActivationBuffer& x, const ActivationBuffer& add, const float* weight,
@@ -69,7 +73,14 @@ class RmsNorm : public Op {
 
   int units(const Step& step) const override { return out_.rows(step); }
 
-  void run(const Step& step, int begin, int end, uint8_t*) const override {
+  void fetch_inputs(const Step& step, int thread, int) const override {
+    const auto* weight = reinterpret_cast<const uint8_t*>(weight_);
+    if (thread < units(step)) fetch({weight, weight + x_.width * sizeof(float)}, kMostFetched);
+  }
+
+  void run(const Step& step, int begin, int end, const Worker& worker) const override {
+    // The matrix behind it is on its way when the row is done.
+    if (end - begin == 1) fetch(worker.then, kFetchedBehind);
     const RowOutput out = out_.output(step);
     for (int r = begin; r < end; r++) {
       const bool gathers = out_.logit_rows_only && !x_.logit_rows_only;

@@ -105,7 +105,7 @@ PackedWeight packed_layout(WeightType type, int n_rows, int n_columns) {
 }
 
 size_t packed_bytes(const PackedWeight& weight) {
-  return static_cast<size_t>((weight.n_rows + kGroupRows - 1) / kGroupRows) * weight.group_bytes;
+  return static_cast<size_t>((weight.n_rows + kGroupRows - 1) / kGroupRows) * weight.group_stride;
 }
 
 int pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, size_t source_stride, int first_row,
@@ -113,7 +113,7 @@ int pack_rows(const PackedWeight& weight, uint8_t* data, const uint8_t* source, 
   int first_bad = -1;
   for (int r = 0; r < n_rows; r++) {
     const int row = first_row + r;
-    uint8_t* group = data + static_cast<size_t>(row / kGroupRows) * weight.group_bytes;
+    uint8_t* group = data + static_cast<size_t>(row / kGroupRows) * weight.group_stride;
     const uint8_t* from = source + r * source_stride;
     const bool finite = is_quantized(weight.type) ? pack_quantized_row(weight, group, row % kGroupRows, from)
                                                   : pack_plain_row(weight, group, row % kGroupRows, from);
@@ -137,7 +137,7 @@ void dequantize_row(WeightType type, const uint8_t* source, int n_columns, float
 }
 
 void dequantize_packed_row(const PackedWeight& weight, int row, float* out) {
-  const uint8_t* group = weight.data + static_cast<size_t>(row / kGroupRows) * weight.group_bytes;
+  const uint8_t* group = weight.data + static_cast<size_t>(row / kGroupRows) * weight.group_stride;
   const int lane = row % kGroupRows;
   if (!is_quantized(weight.type)) {
     const size_t size = element_bytes(weight.type);

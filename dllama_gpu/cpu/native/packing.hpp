@@ -11,8 +11,9 @@ namespace dllama {
 // Bytes of one row of `n_columns` elements as files hold it; 0 when n_columns is not a whole number of blocks.
 size_t row_bytes(WeightType type, int n_columns);
 
-// Describes a packed (n_rows, n_columns) weight; `data` is left null.
+// Describes a packed (n_rows, n_columns) weight whose groups lie side by side; `data` is left null.
 PackedWeight packed_layout(WeightType type, int n_rows, int n_columns);
+// Bytes from the start of the first group to the start of the one that would follow the last.
 size_t packed_bytes(const PackedWeight& weight);
 
 // Writes row-major rows into rows [first_row, first_row + n_rows) of a packed weight, whose memory is zero at first.

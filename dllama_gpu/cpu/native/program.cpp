@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#if defined(_MSC_VER) && defined(_M_X64)
-#include <intrin.h>
-#endif
+#include "fetching.hpp"
 
 namespace dllama {
 
@@ -17,19 +15,12 @@ constexpr size_t kAlignment = 64;
 
 constexpr uint64_t kClosed = 0x7FFFFFFF;  // more units than any op has
 
-constexpr size_t kLineBytes = 64, kPieceBytes = 4096;
+constexpr ptrdiff_t kFetchedBytes = 128 << 10;  // leaves room in the smallest second-level caches
+constexpr int kFewRows = 8;                     // steps of at most this many rows wait for memory
 
-void fetch(const uint8_t* p) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p, 0, 2);
-#elif defined(_M_X64)
-  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
-#else
-  (void)p;
-#endif
-}
+uint32_t run_of(uint64_t next) { return static_cast<uint32_t>(next >> 32); }
 
-uint32_t run_of(uint64_t taken) { return static_cast<uint32_t>(taken >> 32); }
+uint64_t next_unit(uint32_t run, uint64_t unit) { return static_cast<uint64_t>(run) << 32 | unit; }
 
 }  // namespace
 
@@ -60,26 +51,37 @@ void Program::run_timed(const Step& step, size_t begin, size_t end, double* seco
 }
 
 void Program::start(const Step& step, size_t begin, size_t end) {
+  const int n_threads = pool_->n_threads();
   if (n_states_ != ops_.size()) {
     pool_->retire(*this);
     states_ = std::make_unique<State[]>(ops_.size());
+    next_ = std::make_unique<std::atomic<uint64_t>[]>(ops_.size() * n_threads);
     n_states_ = ops_.size();
   }
   step_ = step;
   const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   for (size_t i = begin; i < end; i++) {
-    // A late thread of the last run may be looking: it must not see that run's number beside this run's units.
-    const uint64_t this_run = static_cast<uint64_t>(run) << 32;
-    states_[i].taken.store(this_run | kClosed, std::memory_order_seq_cst);
+    std::atomic<uint64_t>* next = &next_[i * n_threads];
+    // A late thread of the last run may be looking: if it sees this run's units, it must see this run's number, too.
+    for (int t = 0; t < n_threads; t++) next[t].store(next_unit(run, kClosed), std::memory_order_relaxed);
     ops_[i]->prepare(step_);
-    states_[i].units.store(ops_[i]->units(step_), std::memory_order_seq_cst);
-    states_[i].done.store(0, std::memory_order_seq_cst);
-    states_[i].taken.store(this_run, std::memory_order_seq_cst);
+    const int units = ops_[i]->units(step_);
+    states_[i].units.store(units, std::memory_order_release);
+    states_[i].done.store(0, std::memory_order_release);
+    for (int t = 0; t < n_threads; t++) next[t].store(next_unit(run, share_of(units, t)), std::memory_order_release);
   }
   begin_.store(begin, std::memory_order_relaxed);
   end_.store(end, std::memory_order_relaxed);
   run_.store(run, std::memory_order_release);
   pool_->share(*this);
+}
+
+int Program::share_of(int units, int thread) const { return first_of_share(units, thread, pool_->n_threads()); }
+
+// Where the second portion of a thread's share begins, or the only one.
+int Program::second_portion(int units, int thread) const {
+  const int first = share_of(units, thread), n = share_of(units, thread + 1) - first;
+  return n == 1 ? first : first + (n + 1) / 2;
 }
 
 void Program::take_part(int thread) {
@@ -100,49 +102,73 @@ void Program::take_part(int thread) {
 // thread learns here; it then touches nothing of the op.
 bool Program::finish_op(size_t index, uint32_t run, int thread) {
   State& state = states_[index];
-  int units;
-  for (uint64_t taken = state.taken.load(std::memory_order_acquire);;) {
-    if (run_of(taken) != run) return false;
-    units = state.units.load(std::memory_order_acquire);
-    const int first = static_cast<int>(taken & 0xFFFFFFFFu);
-    if (first >= units) break;
-    // A thread takes its share of what is left: a large one first, because memory streams best from front to back, and
-    // small ones towards the end, so that all threads finish together.
-    const int portion = (units - first) / pool_->n_threads();
-    const int end = std::min(first + std::max(1, portion), units);
-    if (!state.taken.compare_exchange_weak(taken, static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(end),
-                                           std::memory_order_acq_rel, std::memory_order_acquire))
-      continue;
-    ops_[index]->run(step_, first, end, scratch_of(thread));
-    if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
-    taken = state.taken.load(std::memory_order_acquire);
-  }
-  if (state.done.load(std::memory_order_acquire) < units) fetch_following(index, units, thread);
+  const Worker worker = worker_of(thread, index);
+  // First its own share, which always lies at the same place, so that what it has fetched ahead is what it reads; then
+  // what others have not come to.
+  const int n_threads = pool_->n_threads();
+  for (int i = 0; i < n_threads; i++)
+    if (!take_units(index, run, (thread + i) % n_threads, worker)) return false;
+  const int units = state.units.load(std::memory_order_acquire);
+  if (state.done.load(std::memory_order_acquire) < units) fetch_while_waiting(index, worker.then);
   while (state.done.load(std::memory_order_acquire) < units) {
-    if (run_of(state.taken.load(std::memory_order_acquire)) != run) return false;
+    if (!is_current(index, run)) return false;
     const uint32_t seen = op_done_.value();
     if (state.done.load(std::memory_order_acquire) < units) op_done_.wait_past(seen);
   }
-  return true;
+  return is_current(index, run);
 }
 
-// While others finish the op, fetches weights that come next, each thread other pieces; stops when the op is done.
-void Program::fetch_following(size_t index, int units, int thread) {
-  const Stretch following = ops_[index]->following();
-  const size_t n_bytes = following.end - following.begin, stride = kPieceBytes * pool_->n_threads();
-  for (size_t piece = kPieceBytes * thread; piece < n_bytes; piece += stride) {
-    const size_t end = std::min(piece + kPieceBytes, n_bytes);
-    for (size_t at = piece; at < end; at += kLineBytes) {
-      if (states_[index].done.load(std::memory_order_acquire) >= units) return;
-      fetch(following.begin + at);
-    }
+// Runs what is left of the share of thread `owner`. False when the run is over.
+bool Program::take_units(size_t index, uint32_t run, int owner, const Worker& worker) {
+  State& state = states_[index];
+  const int n_threads = pool_->n_threads();
+  std::atomic<uint64_t>& next = next_[index * n_threads + owner];
+  for (uint64_t seen = next.load(std::memory_order_acquire);;) {
+    if (run_of(seen) != run) return false;
+    const int units = state.units.load(std::memory_order_acquire);
+    const int first = static_cast<int>(seen & 0xFFFFFFFFu), left = share_of(units, owner + 1) - first;
+    if (left <= 0) return true;
+    // Large portions first, because memory streams best from front to back, and small ones towards the end, so that all
+    // threads finish together.
+    const int end = first + (left + 1) / 2;
+    if (!next.compare_exchange_weak(seen, next_unit(run, end), std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
+    if (owner == worker.thread && first == second_portion(units, owner)) fetch_inputs_behind(index, owner);
+    ops_[index]->run(step_, first, end, worker);
+    if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
+    seen = next.load(std::memory_order_acquire);
   }
 }
 
-uint8_t* Program::scratch_of(int thread) {
+bool Program::is_current(size_t index, uint32_t run) const {
+  return run_of(next_[index * pool_->n_threads()].load(std::memory_order_acquire)) == run;
+}
+
+// While memory streams weights into an op, fetches the little that the small ops behind it read: each would wait for it.
+void Program::fetch_inputs_behind(size_t index, int thread) const {
+  if (step_.n_rows > kFewRows || ops_[index]->reads().begin == nullptr) return;
+  const size_t end = end_.load(std::memory_order_relaxed);
+  for (size_t i = index + 1; i < end && ops_[i]->reads().begin == nullptr; i++)
+    ops_[i]->fetch_inputs(step_, thread, pool_->n_threads());
+}
+
+// While others finish the op, fetches what this thread reads next; stops when the op is done.
+void Program::fetch_while_waiting(size_t index, Stretch stretch) const {
+  const State& state = states_[index];
+  for (const uint8_t* line = stretch.begin; line < stretch.end; line += kLineBytes) {
+    if (state.done.load(std::memory_order_acquire) >= state.units.load(std::memory_order_acquire)) return;
+    fetch_line(line);
+  }
+}
+
+Worker Program::worker_of(int thread, size_t index) {
   const auto misalignment = reinterpret_cast<uintptr_t>(scratch_.data()) % kAlignment;
-  uint8_t* start = scratch_.data() + (misalignment ? kAlignment - misalignment : 0);
-  return start + thread * scratch_bytes_;
+  uint8_t* scratch = scratch_.data() + (misalignment ? kAlignment - misalignment : 0) + thread * scratch_bytes_;
+  const Stretch following = ops_[index]->following();
+  const ptrdiff_t n_lines = (following.end - following.begin) / kLineBytes;
+  const uint8_t* begin = following.begin + n_lines * thread / pool_->n_threads() * kLineBytes;
+  const ptrdiff_t left = following.end - begin;
+  return {thread, scratch, {begin, begin + (left < kFetchedBytes ? left : kFetchedBytes)}};
 }
 
 }  // namespace dllama

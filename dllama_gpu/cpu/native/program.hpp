@@ -49,6 +49,8 @@ struct KvCache {
   // Writes key and value, [head_dim] each, of a position.
   void store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,
              const float* value) const;
+  // Where `store` writes, but for scales.
+  void fetch_place(int slot, int kv_head, int position) const;
 };
 
 // As many matrices of one shape, the packed experts of a layer, each `stride` bytes behind the one before.
@@ -71,6 +73,18 @@ struct RowSource {
   size_t row_stride = 0;
 };
 
+// The thread that runs some units.
+struct Worker {
+  int thread;
+  uint8_t* scratch;  // scratch_bytes() of the op, 64-byte aligned
+  Stretch then;      // the beginning of its share of what the next op that reads much will read; may be empty
+};
+
+// The first of the units that are a thread's share; thread n has the end.
+static inline int first_of_share(int units, int thread, int n_threads) {
+  return static_cast<int>((static_cast<int64_t>(units) * thread + n_threads - 1) / n_threads);
+}
+
 // One op. Its work is cut into units that threads take in any order; a unit's result must not depend on which thread
 // runs it or on how many there are.
 class Op {
@@ -79,22 +93,19 @@ class Op {
   // Called by one thread before the step.
   virtual void prepare(const Step&) {}
   virtual int units(const Step& step) const = 0;
-  // `scratch` is scratch_bytes() of 64-byte aligned memory of this thread.
-  virtual void run(const Step& step, int begin, int end, uint8_t* scratch) const = 0;
+  virtual void run(const Step& step, int begin, int end, const Worker& worker) const = 0;
   virtual size_t scratch_bytes() const { return 0; }
+  // Fetches what its share of the step will read, or write in part, and what no op has touched since the last step; at most
+  // some kilobytes. Called after prepare, while an earlier op runs.
+  virtual void fetch_inputs(const Step&, int /*thread*/, int /*n_threads*/) const {}
   // The large memory that it reads from front to back, if any.
   virtual Stretch reads() const { return {}; }
 
-  // The beginning of what the next op that reads much will read: it can be fetched into the cache where an op, or a
-  // thread that waits, leaves memory idle.
+  // What the next op that reads much will read.
   Stretch following() const { return following_; }
-  void set_following(Stretch following) {
-    following_ = following;
-    if (following.end - following.begin > kFetchedBytes) following_.end = following.begin + kFetchedBytes;
-  }
+  void set_following(Stretch following) { following_ = following; }
 
  private:
-  static constexpr ptrdiff_t kFetchedBytes = 128 << 10;  // leaves room in the smallest second-level caches
   Stretch following_;
 };
 
@@ -124,21 +135,28 @@ class Program final : public SharedWork {
  private:
   // Where an op stands in a run.
   struct State {
-    std::atomic<uint64_t> taken{0};  // number of the run in the upper half, units taken in the lower
-    std::atomic<int> units{0};       // changes only while `taken` says that nothing is left
+    std::atomic<int> units{0};  // changes only while `next_` says that nothing is left
     std::atomic<int> done{0};
   };
 
   void start(const Step& step, size_t begin, size_t end);
   bool finish_op(size_t index, uint32_t run, int thread);
-  void fetch_following(size_t index, int units, int thread);
-  uint8_t* scratch_of(int thread);
+  bool take_units(size_t index, uint32_t run, int owner, const Worker& worker);
+  bool is_current(size_t index, uint32_t run) const;
+  void fetch_inputs_behind(size_t index, int thread) const;
+  void fetch_while_waiting(size_t index, Stretch stretch) const;
+  Worker worker_of(int thread, size_t index);
+  // The first unit of a thread's share.
+  int share_of(int units, int thread) const;
+  int second_portion(int units, int thread) const;
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
   const int max_rows_, max_logit_rows_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::unique_ptr<State[]> states_;
+  // [op][thread] The first unit of a thread's share that nobody has taken, with the number of the run in the upper half.
+  std::unique_ptr<std::atomic<uint64_t>[]> next_;
   size_t n_states_ = 0;
   Step step_;
   std::atomic<uint32_t> run_{0};

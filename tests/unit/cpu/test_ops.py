@@ -298,7 +298,7 @@ def test_a_slot_used_again_forgets_what_it_held(device: CpuDevice) -> None:
     assert np.array_equal(used.buffer("out", 7), fresh.buffer("out", 7))
 
 
-@pytest.mark.parametrize("vocab", [40, 5000, 9000])
+@pytest.mark.parametrize("vocab", [40, 5000, 9000, 17000])
 def test_top_candidates(device: CpuDevice, vocab: int) -> None:
     bench = OpBench(normal(3, 32))
     bench.weight("ones", np.ones(32, np.float32))
@@ -324,14 +324,29 @@ def test_top_candidates(device: CpuDevice, vocab: int) -> None:
 
 
 def test_top_candidates_among_equals_are_those_of_the_lowest_ids(device: CpuDevice) -> None:
+    head = np.zeros((6000, 32), np.float32)
+    head[[7, 4999, 5000], 0] = 1
+    assert best_six(device, head) == [7, 4999, 5000, 0, 1, 2]
+
+
+def test_logits_that_are_no_number_hide_no_candidate(device: CpuDevice) -> None:
+    """They come from damaged weights: infinity minus infinity."""
+    head = np.zeros((6000, 32), np.float32)
+    best = [777, 778, 2048, 2049, 4444, 5999]
+    head[best, 0] = [6, 5, 4, 3, 2, 1]
+    beside = [761, 776, 779, 793, 2047, 2064, 4428, 4460, 5983]
+    head[beside, :4] = [3e38, -3e38, 3e38, -3e38]
+    assert best_six(device, head) == best
+
+
+def best_six(device: CpuDevice, head: npt.NDArray[np.float32]) -> list[int]:
+    """The ids of the six largest of the products of `head` (vocab, 32) with a row of ones."""
     bench = OpBench(np.ones((1, 32), np.float32))
     bench.weight("ones", np.ones(32, np.float32))
     bench.buffer("last", 32, rows=Rows.LOGITS)
-    head = np.zeros((6000, 32), np.float32)
-    head[[7, 4999, 5000], 0] = 1
     bench.weight("head", head)
     for name, width, type in (
-        ("logits", 6000, BufferType.F32),
+        ("logits", len(head), BufferType.F32),
         ("values", 6, BufferType.F32),
         ("ids", 6, BufferType.I32),
         ("lse", 1, BufferType.F32),
@@ -343,7 +358,8 @@ def test_top_candidates_among_equals_are_those_of_the_lowest_ids(device: CpuDevi
         TopCandidates("logits", "values", "ids", "lse"),
     ]
     program, _ = bench.run(device)
-    assert program.buffer("ids", 1)[0].tolist() == [7, 4999, 5000, 0, 1, 2]
+    ids: list[int] = program.buffer("ids", 1)[0].tolist()
+    return ids
 
 
 def test_weights_stacked_from_slices_of_tensors(device: CpuDevice) -> None:
