@@ -27,9 +27,9 @@ DESCRIPTION = """Turn a model into the model file (.m) and the tokenizer file (.
   convert llama     FOLDER  OUT.m [OUT.t]   a folder from Meta (params.json, consolidated.*.pth)
   convert tokenizer IN      OUT.t           tokenizer.json, tokenizer.model, a GGUF file, or a folder
 
-All of these run as they are; converting is for programs that read .m and .t files only, and quantizes
-once instead of at every start. Tensors go through memory one at a time. What was written is read back
-and compared. Checkpoints from Meta are read without PyTorch, and nothing in them is executed."""
+All of these run as they are. Converting is for programs that read .m and .t files only, and finds better
+scales for q40 than loading has the time for. Tensors go through memory one at a time. What was written is
+read back and compared. Checkpoints from Meta are read without PyTorch, and nothing in them is executed."""
 
 
 def add_arguments(parser: Parser) -> None:

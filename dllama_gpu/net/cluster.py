@@ -23,6 +23,7 @@ from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.channel import DEFAULT_TIMEOUT, Channel, RemoteFailureError
 from dllama_gpu.net.cluster_program import LAST_WORDS_SECONDS, ClusterProgram, Worker, last_words
 from dllama_gpu.net.exchange import MeshExchange
+from dllama_gpu.net.graph_messages import graph_message
 from dllama_gpu.net.hashing import slice_digests, unknown_bytes
 from dllama_gpu.net.links import chooser, mesh_key, open_channel, open_peer
 from dllama_gpu.net.loading import PATIENCE_SECONDS, receive_patiently, send_slices, wait_patiently
@@ -35,7 +36,6 @@ from dllama_gpu.net.messages import (
     PeerTable,
     Ready,
     RootHello,
-    graph_message,
 )
 from dllama_gpu.net.slices import graph_slices, localize
 from dllama_gpu.net.survey import explain, left_out, survey

@@ -20,6 +20,7 @@ from dllama_gpu.graph.batch import Batch, ExchangeHandler, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.net.addresses import Address, peer_of
 from dllama_gpu.net.channel import Channel, ChannelError, PeerGoneError, RemoteFailureError
+from dllama_gpu.net.graph_messages import batch_message
 from dllama_gpu.net.mesh import Mesh, PeerLostError
 from dllama_gpu.net.messages import (
     Bye,
@@ -32,7 +33,6 @@ from dllama_gpu.net.messages import (
     ReadClock,
     StartTrace,
     TracePiece,
-    batch_message,
 )
 from dllama_gpu.net.statistics import StepClock
 from dllama_gpu.net.trace import (

@@ -22,7 +22,8 @@ import dllama_gpu
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.net.channel import SessionKeys
 from dllama_gpu.net.dialect import FINGERPRINT_BYTES
-from dllama_gpu.net.messages import DIALECT, printable
+from dllama_gpu.net.graph_messages import DIALECT
+from dllama_gpu.net.messages import printable
 
 # The blank line makes an HTTP server answer at once and not wait for the rest of a request.
 MAGIC = b"DLLAMA-GPU\r\n\r\n"

@@ -22,6 +22,7 @@ from dllama_gpu.net.addresses import Address, is_link_local, is_loopback, peer_o
 from dllama_gpu.net.algorithm import choose_algorithm
 from dllama_gpu.net.channel import Channel, ChannelError
 from dllama_gpu.net.exchange import Choose, MeshExchange
+from dllama_gpu.net.graph_messages import read_batch, read_graph
 from dllama_gpu.net.links import answer_ping, chooser, mesh_key, open_peer, probe
 from dllama_gpu.net.loading import PATIENCE_SECONDS, ProgressReports, graph_bytes, receive_slices
 from dllama_gpu.net.measure import NodeSpeed, measure_speed
@@ -47,8 +48,6 @@ from dllama_gpu.net.messages import (
     StartTrace,
     StepBatch,
     TracePiece,
-    read_batch,
-    read_graph,
 )
 from dllama_gpu.net.slices import SliceSource
 from dllama_gpu.net.statistics import StepClock

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from dllama_gpu.net.dialect import FINGERPRINT_BYTES, fingerprint
-from dllama_gpu.net.messages import DIALECT
+from dllama_gpu.net.graph_messages import DIALECT
 
 
 class Colour(Enum):

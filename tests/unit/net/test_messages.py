@@ -18,6 +18,7 @@ from dllama_gpu.graph.shard import shard_by_ratio
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_format import tensor_layout
 from dllama_gpu.model.spec import Architecture
+from dllama_gpu.net.graph_messages import batch_message, graph_message, read_batch, read_graph
 from dllama_gpu.net.measure import NodeSpeed
 from dllama_gpu.net.messages import (
     Failure,
@@ -27,13 +28,9 @@ from dllama_gpu.net.messages import (
     RootHello,
     SliceWanted,
     StepBatch,
-    batch_message,
     decode,
     encode,
-    graph_message,
     printable,
-    read_batch,
-    read_graph,
 )
 from tests.support.architectures import architecture_spec
 from tests.support.models import small_spec

@@ -19,10 +19,10 @@ from dllama_gpu.graph.graph import Buffer
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.net.addresses import Address
 from dllama_gpu.net.channel import Channel, PeerGoneError, RemoteFailureError
+from dllama_gpu.net.graph_messages import DIALECT
 from dllama_gpu.net.handshake import MAGIC
 from dllama_gpu.net.links import open_channel, open_peer
 from dllama_gpu.net.messages import (
-    DIALECT,
     Bye,
     Connected,
     FetchLogits,
