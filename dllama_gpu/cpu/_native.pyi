@@ -61,18 +61,27 @@ class AttentionWork:
 class ExpertWork:
     def __init__(self, max_rows: int, k: int, first_expert: int, n_experts: int) -> None: ...
 
-class Step:
+class Step: ...
+
+class Program:
     def __init__(
+        self,
+        pool: ThreadPool,
+        kernels: str,
+        max_rows: int,
+        max_logit_rows: int,
+        vocab_size: int,
+        n_slots: int,
+        seq_len: int,
+    ) -> None: ...
+    def step(
         self,
         tokens: npt.NDArray[np.int32],
         slots: npt.NDArray[np.int32],
         positions: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
         temperatures: npt.NDArray[np.float32],
-    ) -> None: ...
-
-class Program:
-    def __init__(self, pool: ThreadPool, kernels: str, max_rows: int, max_logit_rows: int) -> None: ...
+    ) -> Step: ...
     def add_embed(self, weight: RowSource, out: ActivationBuffer, scale: float) -> None: ...
     def add_rope_angles(self, frequencies: Sequence[float], out: ActivationBuffer, scale: float) -> None: ...
     def add_rms_norm(

@@ -59,7 +59,15 @@ class CpuProgram:
         self._expert_work: dict[tuple[int, int, int], _native.ExpertWork] = {}
         # Whose rows the work is sorted by as emission goes on: the buffer of ids.
         self._sorted: dict[tuple[int, int, int], str] = {}
-        self._program = _native.Program(pool, kernels, graph.max_rows, graph.max_logit_rows or graph.max_rows)
+        self._program = _native.Program(
+            pool,
+            kernels,
+            graph.max_rows,
+            graph.max_logit_rows or graph.max_rows,
+            graph.vocab_size,
+            graph.n_slots,
+            graph.seq_len,
+        )
         self._op_names: list[str] = []
         self._add_buffers()
         self._add_caches()
@@ -85,20 +93,27 @@ class CpuProgram:
 
     def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
         """Computes one step; see `dllama_gpu.graph.batch.Program.run`."""
-        step = _step(batch)
+        step = self._step(batch)
         self._run_segments(lambda begin, end: self._program.run(step, begin, end), batch, exchange)
 
     def run_timed(
         self, batch: Batch, seconds: npt.NDArray[np.float64], exchange: ExchangeHandler | None = None
     ) -> None:
         """The same; adds the seconds each native op took to `seconds` (len(op_names),), waiting included."""
-        step = _step(batch)
+        step = self._step(batch)
         self._run_segments(lambda begin, end: self._program.run_timed(step, begin, end, seconds), batch, exchange)
+
+    def _step(self, batch: Batch) -> _native.Step:
+        """The batch for native code, which checks it itself: in Python that takes as long as some ops of a layer."""
+        try:
+            return self._program.step(batch.tokens, batch.slots, batch.positions, batch.logit_rows, batch.temperatures)
+        except ValueError:
+            batch.check(self._graph)  # says in a sentence what is wrong
+            raise
 
     def _run_segments(
         self, run_ops: Callable[[int, int], None], batch: Batch, exchange: ExchangeHandler | None
     ) -> None:
-        batch.check(self._graph)
         for begin, end, wanted in self._segments:
             run_ops(begin, end)
             if wanted is not None:
@@ -256,10 +271,6 @@ _EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {
     ExpertMatmul: CpuProgram._emit_expert_matmul,
     TopCandidates: CpuProgram._emit_top_candidates,
 }
-
-
-def _step(batch: Batch) -> _native.Step:
-    return _native.Step(batch.tokens, batch.slots, batch.positions, batch.logit_rows, batch.temperatures)
 
 
 def _round_up(n: int) -> int:

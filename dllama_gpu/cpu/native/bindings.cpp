@@ -196,16 +196,12 @@ KvCache make_kv_cache(Bytes keys, Bytes values, CacheType type, int n_slots, int
 struct StepArrays {
   Ints tokens, slots, positions, logit_rows;
   Floats temperatures;
+  const Program* program;  // that has found it sound
 
-  Step step(const Program& program) const {
+  Step step() const {
     Step step;
     step.n_rows = static_cast<int>(tokens.size());
     step.n_logit_rows = static_cast<int>(logit_rows.size());
-    require(step.n_rows > 0 && step.n_rows <= program.max_rows(), "the step has too many rows");
-    require(step.n_logit_rows <= program.max_logit_rows(), "the step has too many rows that want logits");
-    require(slots.size() == tokens.size() && positions.size() == tokens.size() &&
-                temperatures.size() == logit_rows.size(),
-            "the step's columns differ in length");
     step.tokens = tokens.data();
     step.slots = slots.data();
     step.positions = positions.data();
@@ -215,8 +211,20 @@ struct StepArrays {
   }
 };
 
+StepArrays make_step(const Program& program, Ints tokens, Ints slots, Ints positions, Ints logit_rows,
+                     Floats temperatures) {
+  StepArrays arrays{std::move(tokens),     std::move(slots),        std::move(positions),
+                    std::move(logit_rows), std::move(temperatures), &program};
+  const auto n_rows = arrays.tokens.size();
+  require(arrays.slots.size() == n_rows && arrays.positions.size() == n_rows &&
+              arrays.temperatures.size() == arrays.logit_rows.size() && is_sound(arrays.step(), program.sizes()),
+          "the step's rows do not fit the program");
+  return arrays;
+}
+
 void run(Program& program, const StepArrays& arrays, size_t begin, size_t end) {
-  const Step step = arrays.step(program);
+  require(arrays.program == &program, "the step was made for another program");
+  const Step step = arrays.step();
   require(begin <= end && end <= program.n_ops(), "ops out of range");
   py::gil_scoped_release unlocked;
   program.run(step, begin, end);
@@ -224,7 +232,8 @@ void run(Program& program, const StepArrays& arrays, size_t begin, size_t end) {
 
 void run_timed(Program& program, const StepArrays& arrays, size_t begin, size_t end,
                py::array_t<double, py::array::c_style> seconds) {
-  const Step step = arrays.step(program);
+  require(arrays.program == &program, "the step was made for another program");
+  const Step step = arrays.step();
   require(begin <= end && end <= program.n_ops(), "ops out of range");
   require(static_cast<size_t>(seconds.size()) == program.n_ops(), "one number an op");
   double* to = seconds.mutable_data();
@@ -250,7 +259,7 @@ void add_gated_matmul(Program& program, const ActivationBuffer& x, const PackedW
                       const ActivationBuffer& out, bool gelu) {
   require(x.width == gate.n_columns && x.width == up.n_columns && gate.n_rows == up.n_rows && out.width == gate.n_rows,
           "shapes of a gated matmul differ");
-  program.add(make_gated_matmul(program.kernels(), x, gate, up, out, gelu, program.max_rows()));
+  program.add(make_gated_matmul(program.kernels(), x, gate, up, out, gelu, program.sizes().max_rows));
 }
 
 // The `i`-th of some vectors, of `size` elements, or null where there are none.
@@ -317,7 +326,7 @@ void add_expert_gated_matmul(Program& program, const ActivationBuffer& x, const 
               up.n == gate.n && gate.first.n_rows == up.first.n_rows && out.width == handle.k * gate.first.n_rows &&
               (out.f32 || gate.first.n_rows % kBlock == 0),
           "shapes of the experts' gated matmul differ");
-  if (program.max_rows() > 1) program.add(make_expert_inputs(x, handle.work));
+  if (program.sizes().max_rows > 1) program.add(make_expert_inputs(x, handle.work));
   program.add(make_expert_gated_matmul(program.kernels(), x, gate, up, out, gelu, handle.work));
 }
 
@@ -335,7 +344,7 @@ void add_top_candidates(Program& program, const ActivationBuffer& logits, const 
   require(logits.f32 && values.f32 && ids.i32 && log_sum_exp.f32 && values.width == ids.width &&
               values.width <= logits.width && log_sum_exp.width == 1,
           "shapes of a candidate search differ");
-  auto work = make_candidate_work(program.max_logit_rows(), logits.width, values.width);
+  auto work = make_candidate_work(program.sizes().max_logit_rows, logits.width, values.width);
   program.add(make_candidate_search(program.kernels(), logits, first_id, work));
   program.add(make_candidate_join(values, ids, log_sum_exp, work));
 }
@@ -410,19 +419,18 @@ PYBIND11_MODULE(_native, m) {
            }),
            "max_rows"_a, "n_heads"_a, "padded_head_dim"_a, "seq_len"_a);
 
-  py::class_<StepArrays>(m, "Step")
-      .def(py::init([](Ints tokens, Ints slots, Ints positions, Ints logit_rows, Floats temperatures) {
-             return StepArrays{std::move(tokens), std::move(slots), std::move(positions), std::move(logit_rows),
-                               std::move(temperatures)};
-           }),
-           "tokens"_a.noconvert(), "slots"_a.noconvert(), "positions"_a.noconvert(), "logit_rows"_a.noconvert(),
-           "temperatures"_a.noconvert());
+  py::class_<StepArrays>(m, "Step");
 
   py::class_<Program>(m, "Program")
-      .def(py::init([](std::shared_ptr<ThreadPool> pool, const std::string& kernels, int max_rows, int max_logit_rows) {
-             return std::make_unique<Program>(std::move(pool), kernels_named(kernels), max_rows, max_logit_rows);
+      .def(py::init([](std::shared_ptr<ThreadPool> pool, const std::string& kernels, int max_rows, int max_logit_rows,
+                       int vocab_size, int n_slots, int seq_len) {
+             return std::make_unique<Program>(std::move(pool), kernels_named(kernels),
+                                              Sizes{max_rows, max_logit_rows, vocab_size, n_slots, seq_len});
            }),
-           "pool"_a, "kernels"_a, "max_rows"_a, "max_logit_rows"_a)
+           "pool"_a, "kernels"_a, "max_rows"_a, "max_logit_rows"_a, "vocab_size"_a, "n_slots"_a, "seq_len"_a)
+      .def("step", &make_step, "tokens"_a.noconvert(), "slots"_a.noconvert(), "positions"_a.noconvert(),
+           "logit_rows"_a.noconvert(), "temperatures"_a.noconvert(),
+           "Rows of one step, held against the program's sizes: ValueError when they do not fit. For this program only.")
       .def("add_embed",
            [](Program& program, const RowSource& weight, const ActivationBuffer& out, float scale) {
              require(out.f32 && out.width == weight.weight.n_columns, "shapes of an embedding differ");

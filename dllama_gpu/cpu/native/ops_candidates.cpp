@@ -9,8 +9,8 @@ namespace dllama {
 
 namespace {
 
-// Logits one unit looks through: long, because a heap is refilled at the start of each, but not so long that threads wait.
-constexpr int kStretch = 8192;
+// Logits one unit looks through: long, because each starts anew.
+constexpr int kStretch = 16384;
 
 }  // namespace
 

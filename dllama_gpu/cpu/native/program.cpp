@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "fetching.hpp"
 
@@ -22,7 +23,33 @@ uint32_t run_of(uint64_t next) { return static_cast<uint32_t>(next >> 32); }
 
 uint64_t next_unit(uint32_t run, uint64_t unit) { return static_cast<uint64_t>(run) << 32 | unit; }
 
+bool all_within(const int32_t* values, int n, int limit) {
+  for (int i = 0; i < n; i++)
+    if (values[i] < 0 || values[i] >= limit) return false;
+  return true;
+}
+
 }  // namespace
+
+bool is_sound(const Step& step, const Sizes& sizes) {
+  const int n = step.n_rows, n_logits = step.n_logit_rows;
+  if (n < 1 || n > sizes.max_rows || n_logits > sizes.max_logit_rows) return false;
+  if (!all_within(step.tokens, n, sizes.vocab_size) || !all_within(step.slots, n, sizes.n_slots) ||
+      !all_within(step.positions, n, sizes.seq_len) || !all_within(step.logit_rows, n_logits, n))
+    return false;
+  for (int i = 1; i < n_logits; i++)
+    if (step.logit_rows[i - 1] >= step.logit_rows[i]) return false;
+  for (int i = 0; i < n_logits; i++)
+    if (!(step.temperatures[i] > 0 && std::isfinite(step.temperatures[i]))) return false;
+  if (n == 1) return true;
+  std::vector<bool> met(sizes.n_slots);
+  for (int i = 0; i < n; i++) {
+    const bool goes_on = i > 0 && step.slots[i] == step.slots[i - 1];
+    if (goes_on ? step.positions[i] <= step.positions[i - 1] : met[step.slots[i]]) return false;
+    met[step.slots[i]] = true;
+  }
+  return true;
+}
 
 void Program::add(std::unique_ptr<Op> op) {
   pool_->retire(*this);

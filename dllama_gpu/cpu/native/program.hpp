@@ -17,6 +17,14 @@ struct Step {
   const float* temperatures = nullptr;
 };
 
+// What the rows of a step are kept within; see Graph in dllama_gpu/graph/graph.py.
+struct Sizes {
+  int max_rows, max_logit_rows, vocab_size, n_slots, seq_len;
+};
+
+// Whether a step keeps what Batch promises: no op indexes memory with anything else.
+bool is_sound(const Step& step, const Sizes& sizes);
+
 // Activations of up to max_rows rows; holds all rows of a step or, compacted, those that want logits.
 struct ActivationBuffer {
   int width = 0;
@@ -113,18 +121,17 @@ class Op {
 // that was pushed off its core holds up at most the units it has taken.
 class Program final : public SharedWork {
  public:
-  Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, int max_rows, int max_logit_rows)
-      : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows), max_logit_rows_(max_logit_rows) {}
+  Program(std::shared_ptr<ThreadPool> pool, const KernelTable& kernels, const Sizes& sizes)
+      : pool_(std::move(pool)), kernels_(kernels), sizes_(sizes) {}
   ~Program() { pool_->retire(*this); }
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   const KernelTable& kernels() const { return kernels_; }
-  int max_rows() const { return max_rows_; }
-  int max_logit_rows() const { return max_logit_rows_; }
+  const Sizes& sizes() const { return sizes_; }
   void add(std::unique_ptr<Op> op);
 
-  // Runs ops [begin, end) of one step of at most max_rows rows.
+  // Runs ops [begin, end) of a sound step.
   void run(const Step& step, size_t begin, size_t end);
   // The same; also adds the seconds each op took on the calling thread, waiting included, to seconds[op].
   void run_timed(const Step& step, size_t begin, size_t end, double* seconds);
@@ -152,7 +159,7 @@ class Program final : public SharedWork {
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
-  const int max_rows_, max_logit_rows_;
+  const Sizes sizes_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::unique_ptr<State[]> states_;
   // [op][thread] The first unit of a thread's share that nobody has taken, with the number of the run in the upper half.
