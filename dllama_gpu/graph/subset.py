@@ -50,17 +50,17 @@ def best_subsets(
     """`best_subset` of the nodes as they are, and as if their memory were endless."""
     check_names(nodes)
     outline, network = Outline(spec, tensors, options), Network.of(nodes, links)
-    boundless = [replace(node, memory_bytes=_BOUNDLESS) for node in nodes]
     known: dict[_Kept, float] = {}
     # In this order: what the first learns without having met a limit holds for the second.
     best = _Search(outline, network, nodes, options, known).result()
-    return best, _Search(outline, network, boundless, options, known).result()
+    return best, _Search(outline, network, nodes, options, known, is_boundless=True).result()
 
 
 class _Search:
     """Keeps the fastest subset found so far, and why the first that failed did.
 
-    `known` holds seconds per token of subsets, as far as they do not depend on the nodes' memory; it grows.
+    `known` holds seconds per token of subsets, as far as they do not depend on the nodes' memory; it grows. With
+    `is_boundless` memory is endless and decides between equals only, so that both searches go the same way.
     """
 
     def __init__(
@@ -70,10 +70,13 @@ class _Search:
         nodes: Sequence[NodeProfile],
         options: PlanOptions,
         known: dict[_Kept, float],
+        *,
+        is_boundless: bool = False,
     ) -> None:
         self._outline = outline
         self._network = network
-        self._nodes = nodes
+        self._nodes = [replace(node, memory_bytes=_BOUNDLESS) for node in nodes] if is_boundless else list(nodes)
+        self._memory = [node.memory_bytes for node in nodes]
         self._options = replace(options, ratio=None)
         self._known = known
         self._best: _Kept = ()
@@ -99,8 +102,8 @@ class _Search:
             smaller = [(*kept[:i], *kept[i + 1 :]) for i in range(1, len(kept))]
             # Where nothing fits, the node with the least memory goes: it may not even hold what all nodes hold.
             seconds = [self._attempt(fewer) for fewer in smaller]
-            memory = [self._nodes[i].memory_bytes for i in kept[1:]]
-            kept = smaller[min(range(len(smaller)), key=lambda i: (seconds[i], memory[i]))]
+            leaving = min(range(1, len(kept)), key=lambda i: (seconds[i - 1], self._memory[kept[i]]))
+            kept = smaller[leaving - 1]
 
     def _attempt(self, kept: _Kept) -> float:
         """Seconds per token with these nodes, infinite when the model does not fit."""
