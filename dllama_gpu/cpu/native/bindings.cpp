@@ -297,7 +297,7 @@ void add_attention(Program& program, const ActivationBuffer& qkv, const KvCache&
               (first_head + n_heads - 1) / group < cache.n_kv_heads && out.width == n_heads * cache.head_dim,
           "shapes of an attention differ");
   const QueryHeads heads{n_heads, group, first_head, window};
-  program.add(make_attention_chunks(program.kernels(), qkv, cache, heads, scale, work));
+  program.add(make_attention_chunks(program.kernels(), qkv, cache, out, heads, scale, work));
   program.add(make_attention_join(program.kernels(), cache, heads, out, work));
 }
 

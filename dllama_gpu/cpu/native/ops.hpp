@@ -41,7 +41,8 @@ struct QueryHeads {
 };
 std::shared_ptr<AttentionWork> make_attention_work(int max_rows, int n_heads, int padded_head_dim, int seq_len);
 std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
-                                          const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work);
+                                          const ActivationBuffer& out, const QueryHeads& heads, float scale,
+                                          std::shared_ptr<AttentionWork> work);
 std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, const QueryHeads& heads,
                                         const ActivationBuffer& out, std::shared_ptr<AttentionWork> work);
 

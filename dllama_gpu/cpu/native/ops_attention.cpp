@@ -1,5 +1,6 @@
 // Attention in two ops. The first covers (rows of one slot) x (KV head) x (chunk of positions), the second puts a
-// row's chunks together, divides, and writes the row.
+// row's chunks together, divides, and writes the row. Where a step of few rows has only one chunk to a row, the first
+// does that, too, and spares the threads a meeting.
 //
 // A step of few rows is cut by chunks, so that a long context keeps all threads busy; a step of many rows has work
 // enough without, and merges the chunks of a row as it goes. Both merge the same partial results in the same order.
@@ -41,7 +42,26 @@ struct AttentionWork {
     const size_t index = static_cast<size_t>(row) * n_heads + head;
     return partials[split(step) ? index * max_chunks + chunk : index];
   }
+
+  // Whether each head is whole when its unit is done, and can be written then: heads that share no block of Q80.
+  static bool joins_at_once(const Step& step, const QueryHeads& heads, const ActivationBuffer& out, int head_dim) {
+    if (!split(step) || (!out.f32 && head_dim % kBlock != 0)) return false;
+    for (int row = 0; row < step.n_rows; row++) {
+      const PositionSpan seen = heads.seen_from(step.positions[row]);
+      if (chunk_of(seen.begin) != chunk_of(seen.end - 1)) return false;
+    }
+    return true;
+  }
 };
+
+namespace {
+
+// A head's weighted values, divided by the sum of the weights.
+void divide(const AttentionPartial& whole, int head_dim, float* to) {
+  for (int d = 0; d < head_dim; d++) to[d] = whole.out[d] / whole.sum;
+}
+
+}  // namespace
 
 std::shared_ptr<AttentionWork> make_attention_work(int max_rows, int n_heads, int padded_head_dim, int seq_len) {
   auto work = std::make_shared<AttentionWork>();
@@ -63,10 +83,12 @@ namespace {
 class AttentionChunks : public Op {
  public:
   AttentionChunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
-                  const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work)
+                  const ActivationBuffer& out, const QueryHeads& heads, float scale,
+                  std::shared_ptr<AttentionWork> work)
       : kernels_(kernels),
         attention_chunk_(kernels.attention_chunk[static_cast<int>(cache.type)]),
         qkv_(qkv),
+        out_(out),
         cache_(cache),
         heads_(heads),
         rows_at_once_(heads.group < kQueriesAtOnce ? kQueriesAtOnce / heads.group : 1),
@@ -92,6 +114,7 @@ class AttentionChunks : public Op {
       row += n;
     }
     n_units_ = unit;
+    joins_ = AttentionWork::joins_at_once(step, heads_, out_, cache_.head_dim);
   }
 
   int units(const Step&) const override { return n_units_; }
@@ -188,12 +211,20 @@ class AttentionChunks : public Op {
           kernels_.attention_merge(into, partials[q], width);
       }
     }
+    if (joins_)
+      for (int q = 0; q < n_queries; q++) write(step, tile.row + q / n_heads, first_head + q % n_heads, first_chunk);
+  }
+
+  void write(const Step& step, int row, int head, int chunk) const {
+    float whole[kMaxHeadDim];
+    divide(work_->partial(step, row, head, chunk), cache_.head_dim, whole);
+    kernels_.store_row(whole, cache_.head_dim, out_.output(step), row, head * cache_.head_dim);
   }
 
   const KernelTable& kernels_;
   void (*attention_chunk_)(const AttentionArgs&, const float*, int, int, const PositionSpan*, float*,
                            AttentionPartial*);
-  ActivationBuffer qkv_;
+  ActivationBuffer qkv_, out_;
   KvCache cache_;
   QueryHeads heads_;
   int rows_at_once_;
@@ -201,6 +232,7 @@ class AttentionChunks : public Op {
   std::shared_ptr<AttentionWork> work_;
   std::vector<Tile> tiles_;
   int n_units_ = 0;
+  bool joins_ = false;
 };
 
 class AttentionJoin : public Op {
@@ -209,7 +241,9 @@ class AttentionJoin : public Op {
                 std::shared_ptr<AttentionWork> work)
       : kernels_(kernels), cache_(cache), heads_(heads), out_(out), work_(std::move(work)) {}
 
-  int units(const Step& step) const override { return step.n_rows; }
+  int units(const Step& step) const override {
+    return AttentionWork::joins_at_once(step, heads_, out_, cache_.head_dim) ? 0 : step.n_rows;
+  }
   size_t scratch_bytes() const override { return sizeof(float) * (static_cast<size_t>(out_.width) + 16); }
 
   void run(const Step& step, int begin, int end, const Worker& worker) const override {
@@ -222,8 +256,7 @@ class AttentionJoin : public Op {
         AttentionPartial& whole = work_->partial(step, row, head, first);
         for (int chunk = first + 1; chunk <= last; chunk++)
           kernels_.attention_merge(whole, work_->partial(step, row, head, chunk), cache_.padded_head_dim);
-        float* to = joined + static_cast<size_t>(head) * cache_.head_dim;
-        for (int d = 0; d < cache_.head_dim; d++) to[d] = whole.out[d] / whole.sum;
+        divide(whole, cache_.head_dim, joined + static_cast<size_t>(head) * cache_.head_dim);
       }
       kernels_.store_row(joined, out_.width, out_.output(step), row, 0);
     }
@@ -240,8 +273,9 @@ class AttentionJoin : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_attention_chunks(const KernelTable& kernels, const ActivationBuffer& qkv, const KvCache& cache,
-                                          const QueryHeads& heads, float scale, std::shared_ptr<AttentionWork> work) {
-  return std::make_unique<AttentionChunks>(kernels, qkv, cache, heads, scale, std::move(work));
+                                          const ActivationBuffer& out, const QueryHeads& heads, float scale,
+                                          std::shared_ptr<AttentionWork> work) {
+  return std::make_unique<AttentionChunks>(kernels, qkv, cache, out, heads, scale, std::move(work));
 }
 
 std::unique_ptr<Op> make_attention_join(const KernelTable& kernels, const KvCache& cache, const QueryHeads& heads,

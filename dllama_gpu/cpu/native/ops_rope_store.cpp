@@ -25,11 +25,6 @@ void rotate_half_split(float* head, const float* cosines, const float* sines, in
   }
 }
 
-void add_bias(float* x, const float* bias, int n) {
-  if (!bias) return;
-  for (int i = 0; i < n; i++) x[i] += bias[i];
-}
-
 // One element of a head in every group of 16: keys lie with 16 positions side by side.
 template <class T>
 void scatter(const T* from, int n, T* to) {
@@ -48,32 +43,41 @@ class RopeStore : public Op {
         half_split_(half_split),
         preparation_(preparation) {}
 
-  int units(const Step& step) const override { return step.n_rows; }
+  // A KV head of a row and its part of the query heads, so that a thread prepares what it attends with.
+  int units(const Step& step) const override { return step.n_rows * cache_.n_kv_heads; }
 
   void fetch_inputs(const Step& step, int thread, int n_threads) const override {
-    const int end = first_of_share(step.n_rows, thread + 1, n_threads);
-    for (int r = first_of_share(step.n_rows, thread, n_threads); r < end; r++)
-      for (int h = 0; h < cache_.n_kv_heads; h++) cache_.fetch_place(step.slots[r], h, step.positions[r]);
+    const int n_units = units(step), end = first_of_share(n_units, thread + 1, n_threads);
+    for (int unit = first_of_share(n_units, thread, n_threads); unit < end; unit++) {
+      const int row = unit / cache_.n_kv_heads;
+      cache_.fetch_place(step.slots[row], unit % cache_.n_kv_heads, step.positions[row]);
+    }
   }
 
   void run(const Step& step, int begin, int end, const Worker&) const override {
     const int head_dim = cache_.head_dim, n_kv_heads = cache_.n_kv_heads;
-    for (int r = begin; r < end; r++) {
-      float* queries = qkv_.f32 + static_cast<size_t>(r) * qkv_.width;
+    for (int unit = begin; unit < end; unit++) {
+      const int row = unit / n_kv_heads, h = unit % n_kv_heads, at = h * head_dim;
+      float* queries = qkv_.f32 + static_cast<size_t>(row) * qkv_.width;
       float *keys = queries + n_heads_ * head_dim, *values = keys + n_kv_heads * head_dim;
-      add_bias(queries, preparation_.q_bias, n_heads_ * head_dim);
-      add_bias(keys, preparation_.k_bias, n_kv_heads * head_dim);
-      add_bias(values, preparation_.v_bias, n_kv_heads * head_dim);
-      for (int h = 0; h < n_heads_; h++) prepare_head(queries + h * head_dim, preparation_.q_norm, r);
-      for (int h = 0; h < n_kv_heads; h++) {
-        prepare_head(keys + h * head_dim, preparation_.k_norm, r);
-        cache_.store(kernels_, step.slots[r], h, step.positions[r], keys + h * head_dim, values + h * head_dim);
-      }
+      for (int q = n_heads_ * h / n_kv_heads; q < n_heads_ * (h + 1) / n_kv_heads; q++)
+        prepare_head(queries, q * head_dim, preparation_.q_bias, preparation_.q_norm, row);
+      prepare_head(keys, at, preparation_.k_bias, preparation_.k_norm, row);
+      add_bias(values, at, preparation_.v_bias);
+      cache_.store(kernels_, step.slots[row], h, step.positions[row], keys + at, values + at);
     }
   }
 
  private:
-  void prepare_head(float* head, const float* norm, int row) const {
+  void add_bias(float* heads, int at, const float* bias) const {
+    if (!bias) return;
+    for (int i = at; i < at + cache_.head_dim; i++) heads[i] += bias[i];
+  }
+
+  // The head that begins at heads[at].
+  void prepare_head(float* heads, int at, const float* bias, const float* norm, int row) const {
+    add_bias(heads, at, bias);
+    float* head = heads + at;
     const int half = cache_.head_dim / 2;
     if (norm) {
       const RowOutput in_place{head, {}, cache_.head_dim, 1};
