@@ -33,7 +33,7 @@ class Round:
     ours: Measurement
     peer: Measurement | None
     read_rate: float
-    """Bytes per second of a plain read loop over as many bytes as a token's weights."""
+    """Bytes per second of a plain read loop over as many bytes as a token's weights, the mean of before and after."""
 
 
 @dataclass(frozen=True)

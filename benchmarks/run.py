@@ -135,15 +135,16 @@ def _compare(model: str, path: Path, n_threads: int, settings: Settings, peer_py
     read_bytes = min(max(work.decode_bytes, _READ_BYTES[0]), _READ_BYTES[1])
     rounds = []
     for index in range(settings.rounds):
+        before = children.measure_read_rate(n_threads, read_bytes)
         ours = children.measure_ours(job)
+        after = children.measure_read_rate(n_threads, read_bytes)
         peer = children.measure_peer(job, peer_python) if peer_python is not None else None
-        read_rate = children.measure_read_rate(n_threads, read_bytes)
         if peer is not None and not agreement(ours, peer) > LEAST_AGREEMENT:
             raise DllamaError(
                 f"dllama-gpu and llama.cpp disagree about {path}: their logits correlate with "
                 f"{agreement(ours, peer):.3f} only, so comparing their speed means nothing"
             )
-        rounds.append(Round(ours, peer, read_rate))
+        rounds.append(Round(ours, peer, (before + after) / 2))
         shown = f"dllama-gpu {_rates(ours, settings)}" + (f", llama.cpp {_rates(peer, settings)}" if peer else "")
         _say(f"{model}, threads {n_threads}, round {index + 1} of {settings.rounds}, prefill/decode: {shown}")
     return Comparison(model, n_threads, path.stat().st_size, work, rounds)
