@@ -22,7 +22,7 @@ from dllama_gpu.api.logprobs import chat_logprobs_json
 from dllama_gpu.api.parameters import answer_rule, chat_logprobs, check_grammar, check_model, make_requests
 from dllama_gpu.api.reasoning import ReasoningParser
 from dllama_gpu.api.request_context import RequestContext, context_of
-from dllama_gpu.api.requests import ChatRequest
+from dllama_gpu.api.requests import NO_LIMIT, ChatRequest
 from dllama_gpu.api.service import Service
 from dllama_gpu.api.streaming import EventStream, while_connected
 from dllama_gpu.api.submission import Submission
@@ -86,6 +86,8 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
     toolbox = select_tools(fields)
     n_logprobs = chat_logprobs(fields)
     grammar = _grammar(service, fields, toolbox)
+    is_constrained = grammar is not None
+    variables = _template_variables(fields, is_constrained=is_constrained)
     prompt = encode_messages(
         service.template,
         service.tokenizer,
@@ -93,19 +95,20 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
         tools=toolbox.tools,
         tool_format=service.tool_format,
         drops_thoughts=service.tells_reasoning,
-        variables=_template_variables(fields, is_constrained=grammar is not None),
+        without_thinking=is_constrained or variables.get("enable_thinking") is False,
+        variables=variables,
     )
     requests = make_requests(
         service,
         fields,
         [prompt],
-        max_tokens=fields.max_completion_tokens or fields.max_tokens or service.context,
+        max_tokens=fields.max_completion_tokens or fields.max_tokens or NO_LIMIT,
         n_logprobs=n_logprobs,
         grammar=grammar,
         client=context.client,
         request_id=context.id,
     )
-    return _Prepared(requests, toolbox, model, _thoughts(service, prompt, is_constrained=grammar is not None))
+    return _Prepared(requests, toolbox, model, _thoughts(service, prompt, is_constrained=is_constrained))
 
 
 def _template_variables(fields: ChatRequest, *, is_constrained: bool) -> dict[str, Any]:

@@ -25,13 +25,15 @@ def encode_messages(
     tools: Sequence[Tool] = (),
     tool_format: ToolFormat | None = None,
     drops_thoughts: bool = False,
+    without_thinking: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Ids of the conversation up to where the answer begins.
 
     `tool_format` is what the template knows; where that is None, tools, calls and results are written out as text.
     What was thought before an answer is told to the template only behind the last question, between calls of
-    functions; with `drops_thoughts`, thoughts in the contents of earlier answers are left out too.
+    functions; with `drops_thoughts`, thoughts in the contents of earlier answers are left out too. With
+    `without_thinking`, the answer begins without thoughts, also where the template begins them.
     Takes its time with long conversations. Raises ApiError 400 when the template does not take the messages.
     """
     for name in variables or {}:
@@ -52,7 +54,7 @@ def encode_messages(
         if "xml_tools" in template.source:  # SmolLM3's name for them
             known.setdefault("xml_tools", known["tools"])
     try:
-        return encode_chat(template, tokenizer, described, variables=known)
+        return encode_chat(template, tokenizer, described, variables=known, without_thinking=without_thinking)
     except DllamaError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 

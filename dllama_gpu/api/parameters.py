@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dllama_gpu.api.constraints import GrammarError, json_rule
 from dllama_gpu.api.errors import ApiError
-from dllama_gpu.api.requests import ChatRequest, GenerationFields, JsonObjectFormat, TextFormat
+from dllama_gpu.api.requests import NO_LIMIT, ChatRequest, GenerationFields, JsonObjectFormat, TextFormat
 from dllama_gpu.api.service import Service
 from dllama_gpu.engine.request import CompletionRequest, Constraint
 from dllama_gpu.engine.sampling import SamplingParams
@@ -43,7 +43,7 @@ def make_requests(
 ) -> list[CompletionRequest]:
     """A request for each choice of each prompt, the choices of a prompt one after the other.
 
-    Raises ApiError 400 naming the field that is wrong.
+    `max_tokens` may be NO_LIMIT. Raises ApiError 400 naming the field that is wrong.
     """
     _check_ids(service, prompts)
     n_choices = fields.n or 1
@@ -54,7 +54,7 @@ def make_requests(
             try:
                 request = CompletionRequest(
                     prompt=tuple(prompt),
-                    max_tokens=max_tokens,
+                    max_tokens=service.context if max_tokens == NO_LIMIT else max_tokens,
                     sampling=_sampling(service, fields, index),
                     end_ids=frozenset() if fields.ignore_eos else frozenset(service.tokenizer.eos_ids),
                     stop=_stops(fields),

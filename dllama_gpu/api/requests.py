@@ -17,6 +17,10 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
 
+NO_LIMIT = -1
+"""What llama.cpp's clients and LM Studio's give for an answer as long as the context allows."""
+
+TokenLimit: TypeAlias = Literal[-1] | Annotated[int, Field(ge=1, lt=1 << 31)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 JsonObject: TypeAlias = dict[str, Any]
@@ -190,7 +194,7 @@ class GenerationFields(_Strict):
     """What chats and plain completions have in common."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1, lt=1 << 31)
+    max_tokens: TokenLimit | None = Field(None, description="-1: as many as the context holds")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="draw among the k likeliest tokens; 0 or -1: all")
@@ -227,7 +231,7 @@ class ChatRequest(GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 31)
+    max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)

@@ -9,6 +9,7 @@ from typing import Any
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.tokenizer.chat_kinds import CHAT_KINDS, chat_kind, detect_chat_kind
 from dllama_gpu.tokenizer.template_program import TemplateProgram
+from dllama_gpu.tokenizer.thoughts import without_begun_thoughts
 from dllama_gpu.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -87,6 +88,7 @@ def encode_chat(
     *,
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
+    without_thinking: bool = False,
 ) -> list[int]:
     """Ids of a conversation, in which only the template can write special tokens, never a message or a variable.
 
@@ -95,6 +97,7 @@ def encode_chat(
     does with it: trim, cut, join, compare. After rendering, special tokens are recognized and the marks taken out.
     Tags that are shown to the reader, such as `</think>`, stay whole in the assistant's messages, because templates
     look for them there. Some templates build a tag around the role, so users may choose only among known roles.
+    With `without_thinking`, thoughts that the template itself begins for the answer are ended at once.
 
     Raises DllamaError when the template refuses the messages or fails.
     """
@@ -104,6 +107,8 @@ def encode_chat(
         add_generation_prompt=add_generation_prompt,
         variables=None if variables is None else _guarded(variables, tokenizer),
     )
+    if without_thinking:
+        text = without_begun_thoughts(text)
     parts = (part.replace(_MARK, "") if isinstance(part, str) else part for part in tokenizer.split_special(text))
     return tokenizer.encode_parts(parts)
 

@@ -75,6 +75,12 @@ def begins_thoughts(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     return tokenizer.decode(prompt[-_TAG_TOKENS:], skip_special=False).rstrip().endswith(BEGIN)
 
 
+def without_begun_thoughts(prompt: str) -> str:
+    """The prompt, with an end to the thoughts that it begins for the answer: some templates always begin them."""
+    begun = prompt.rstrip()
+    return f"{begun}\n\n{END}\n\n" if begun.endswith(BEGIN) else prompt
+
+
 def without_thoughts(answer: str) -> str:
     """What a whole answer says."""
     splitter = ThoughtSplitter()

@@ -83,7 +83,7 @@ class Answering:
         """Yields the answer in pieces of text; it ends soon, with a whole token, once `should_stop` is true.
 
         What the engine has of the prompt already is not computed again. Where the template itself begins the model's
-        thoughts, the answer begins with that tag, too. Raises DllamaError when the model fails.
+        thoughts, its first piece begins with that tag. Raises DllamaError when the model fails.
         """
         seed = self._sampling.seed
         request = CompletionRequest(
@@ -96,8 +96,7 @@ class Answering:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self._engine.submit(request, events.put)
         try:
-            if begins_thoughts(self._tokenizer, prompt):
-                yield f"{BEGIN}\n"
+            begun = f"{BEGIN}\n" if begins_thoughts(self._tokenizer, prompt) else ""
             while True:
                 try:
                     event = events.get(timeout=_POLL_SECONDS)
@@ -106,7 +105,8 @@ class Answering:
                 if should_stop():
                     ticket.cancel()
                 if isinstance(event, TokenEvent):
-                    yield event.text
+                    yield begun + event.text
+                    begun = ""
                 elif isinstance(event, FinishedEvent):
                     self.outcome = Outcome(event.reason, event.usage, event.timings)
                     yield event.text

@@ -28,7 +28,7 @@ def refused(api: Running, path: str, body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("max_tokens", [0, -1, "5", 1.5, True, HUGE, []]),
+        ("max_tokens", [0, -2, "5", 1.5, True, HUGE, []]),
         ("max_completion_tokens", [0, "5"]),
         ("temperature", [-0.1, 2.1, "1", True, {}, HUGE]),
         ("top_p", [-0.1, 1.1, "1"]),
@@ -95,6 +95,11 @@ def test_a_close_name_is_suggested(api: Running):
         ({"response_format": {"a": 1}}, "response_format.type", "the field response_format.type is missing"),
         ({"messages": []}, "messages", "messages should have at least 1 item, but it is a list"),
         (
+            {"max_tokens": 0},
+            "max_tokens",
+            "max_tokens should be -1 or should be greater than or equal to 1, but it is 0",
+        ),
+        (
             {"modalities": ["audio"]},
             "modalities",
             "modalities should be left out, as answers are text alone, but it is a list",
@@ -113,8 +118,8 @@ HARMLESS: dict[str, list[Any]] = {
     "functions": [None, []],
     "logit_bias": [None, {}],
     "logprobs": [None, False],
-    "max_completion_tokens": [None],
-    "max_tokens": [None],
+    "max_completion_tokens": [None, -1],
+    "max_tokens": [None, -1],
     "metadata": [None, {}, {"chat": "1"}],
     "modalities": [None, ["text"]],
     "n": [None, 1],
@@ -163,6 +168,14 @@ def test_a_value_that_asks_for_nothing_is_taken(api: Running, field: str):
 def test_so_it_is_with_plain_completions(api: Running, fields: dict[str, Any]):
     answer = api.text(**fields)
     assert answer.status_code == 200, answer.text
+
+
+def test_minus_one_is_no_limit(api: Running):
+    for fields in ({"max_tokens": -1}, {"max_completion_tokens": -1}, {"max_completion_tokens": -1, "max_tokens": 3}):
+        assert api.chat(**fields).status_code == 200
+        assert api.engine.last.max_tokens == api.service.context
+    assert api.text(max_tokens=-1).status_code == 200
+    assert api.engine.last.max_tokens == api.service.context
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ QWEN3 = """{% for message in messages %}<|im_start|>{{ message.role }}
 </think>
 
 {% endif %}"""
+# As DeepSeek R1's: nothing keeps it from thinking.
+ALWAYS_THINKS = "{% for message in messages %}{{ message.content }}\n{% endfor %}<|im_start|>assistant\n<think>\n"
 BEGINS_THOUGHTS = QWEN3 + "{% if enable_thinking is not defined %}<think>\n{% endif %}"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
@@ -174,6 +176,23 @@ def test_an_answer_of_a_given_form_comes_without_thoughts(model: Running, tokeni
     message = model.chat(response_format={"type": "json_object"}).json()["choices"][0]["message"]
     assert message == {"role": "assistant", "content": '{"a": "<think>"}', "refusal": None}
     assert prompt(model, tokenizer).endswith("</think>\n\n")
+
+
+def test_thoughts_that_a_template_always_begins_are_ended_where_none_are_wanted(serve: Serve, tokenizer: Tokenizer):
+    with serve(template=ChatTemplate(ALWAYS_THINKS)) as api:
+        api.engine.script.answer = '{"a": 1}'
+        fields: list[dict[str, Any]] = [
+            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": True}},
+            {"reasoning_effort": "none"},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ]
+        for wanted in fields:
+            message = api.chat(**wanted).json()["choices"][0]["message"]
+            assert message == {"role": "assistant", "content": '{"a": 1}', "refusal": None}
+            assert prompt(api, tokenizer).endswith("assistant\n<think>\n\n</think>\n\n")
+        assert api.chat("<think>").status_code == 200
+        assert prompt(api, tokenizer).endswith("<think>\n<|im_start|>assistant\n<think>")
 
 
 def test_thoughts_of_earlier_answers_are_left_out_but_not_those_between_calls(model: Running, tokenizer: Tokenizer):

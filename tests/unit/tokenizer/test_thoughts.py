@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama_gpu.tokenizer.t_vocabulary import tokenizer_from_t_file
-from dllama_gpu.tokenizer.thoughts import ThoughtSplitter, begins_thoughts, mentions_thoughts, without_thoughts
+from dllama_gpu.tokenizer.thoughts import (
+    ThoughtSplitter,
+    begins_thoughts,
+    mentions_thoughts,
+    without_begun_thoughts,
+    without_thoughts,
+)
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -98,3 +104,16 @@ def test_templates_of_reasoning_models_know_the_tags(template: str, expected: bo
 def test_a_prompts_end_may_begin_thoughts(prompt: str, expected: bool) -> None:
     tokenizer = tokenizer_from_t_file(tiny_tokenizer())
     assert begins_thoughts(tokenizer, tokenizer.encode(prompt, add_bos=False)) is expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ended"),
+    [
+        ("assistant\n<think>\n", "assistant\n<think>\n\n</think>\n\n"),
+        ("assistant\n<think>", "assistant\n<think>\n\n</think>\n\n"),
+        ("assistant\n<think>\n\n</think>\n\n", "assistant\n<think>\n\n</think>\n\n"),
+        ("what is <think>?\nassistant\n", "what is <think>?\nassistant\n"),
+    ],
+)
+def test_thoughts_that_a_prompt_begins_can_be_ended_at_once(prompt: str, ended: str) -> None:
+    assert without_begun_thoughts(prompt) == ended

@@ -356,6 +356,9 @@ def test_an_answer_whose_thoughts_the_template_begins_says_so(tokenizer: Tokeniz
         answering = Answering(engine, tokenizer, template, SamplingParams(temperature=0), 3)
         prompt = answering.encode([{"role": "user", "content": "x"}])
         assert "".join(answering.answer(prompt, lambda: False)).startswith("<think>\n")
+        long = answering.encode([{"role": "user", "content": LONG}])
+        stop = Interruption(program, n_steps=len(program.batches) + 2)
+        assert "".join(answering.answer(long, stop.is_pressed)) == ""
 
 
 def test_thoughts_are_switched_off_and_not_told_again(tokenizer: Tokenizer) -> None:
