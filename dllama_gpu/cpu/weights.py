@@ -115,17 +115,38 @@ def _places(graph: Graph, packed: set[str]) -> dict[str, _Place]:
     """
     weights = {weight.name: weight for weight in graph.weights if weight.name in packed}
     arena = Arena(sum(Arena.padded(_packed_bytes(weight)) for weight in weights.values()), "the model's weights")
-    partners = {op.gate: op.up for op in graph.steps if isinstance(op, GatedMatmul)}
+    pairs = _pairs(graph)
+    ups = set(pairs.values())
     places: dict[str, _Place] = {}
     for name, weight in weights.items():
-        if name in partners:
-            gate_bytes, up_bytes = _group_bytes(weight), _group_bytes(weights[partners[name]])
-            memory = arena.take(_packed_bytes(weight) + _packed_bytes(weights[partners[name]]))
+        if name in pairs:
+            up = weights[pairs[name]]
+            gate_bytes, up_bytes = _group_bytes(weight), _group_bytes(up)
+            memory = arena.take(_packed_bytes(weight) + _packed_bytes(up))
             places[name] = _Place(memory, up_bytes)
-            places[partners[name]] = _Place(memory[gate_bytes:], gate_bytes)
-        elif name not in partners.values():
+            places[up.name] = _Place(memory[gate_bytes:], gate_bytes)
+        elif name not in ups:
             places[name] = _Place(arena.take(_packed_bytes(weight)))
     return places
+
+
+def _pairs(graph: Graph) -> dict[str, str]:
+    """The up-projection of each gate whose groups lie in turns with its own; no weight is in two pairs or with itself.
+
+    Experts, even if there is only one, lie each for itself.
+    """
+    taken: set[str] = set()
+    for op in graph.steps:
+        if isinstance(op, ExpertGatedMatmul):
+            taken.update((op.gate, op.up))
+        elif isinstance(op, ExpertMatmul):
+            taken.add(op.down)
+    pairs: dict[str, str] = {}
+    for op in graph.steps:
+        if isinstance(op, GatedMatmul) and op.gate != op.up and taken.isdisjoint((op.gate, op.up)):
+            pairs[op.gate] = op.up
+            taken.update((op.gate, op.up))
+    return pairs
 
 
 def _group_bytes(weight: Weight) -> int:

@@ -328,14 +328,17 @@ def _check_top_experts(logits: Floats, k: int, normalize: int, results: tuple[Ar
 
 
 def top_candidates_cases() -> list[Case]:
-    """Few and many values, all distinct or full of ties, and fewer values than are asked for."""
+    """Few and many values, and fewer than are asked for; distinct, sorted, full of ties, all or almost all equal."""
     rng = np.random.default_rng(7)
     cases = []
-    for n, k, first_id, scale in ((1, 1, 0, 1.0), (15, 64, 3, 1.0), (100, 8, 0, 0.7), (4099, 64, 49152, 1.3)):
-        for step in (0.0, 1.0):
-            values = rng.standard_normal(n, dtype=np.float32) * np.float32(4)
-            if step:
-                values = np.round(values)
+    # From 512 values on, and for up to 128 of them, a bound is looked for first.
+    shapes = [(1, 1, 0, 1.0), (15, 64, 3, 1.0), (100, 8, 0, 0.7), (4099, 64, 49152, 1.3)]
+    shapes += [(n, k, 0, 1.0) for n in (511, 512, 600, 16384) for k in (1, 128, 129)]
+    for n, k, first_id, scale in shapes:
+        normal = rng.standard_normal(n, dtype=np.float32) * np.float32(4)
+        few = np.where(rng.random(n) < 10 / n, normal, np.float32(-np.inf))
+        few[-1] = 1
+        for values in (normal, np.round(normal), np.sort(normal), -np.sort(normal), np.full(n, -2, np.float32), few):
             request = Request(
                 f"top_candidates {n} {first_id} {k} {scale}",
                 (values,),

@@ -43,7 +43,8 @@ struct AttentionWork {
     return partials[split(step) ? index * max_chunks + chunk : index];
   }
 
-  // Whether each head is whole when its unit is done, and can be written then: heads that share no block of Q80.
+  // Whether each row sees positions of one chunk only, so that its heads are whole when that is done, and whether they can
+  // be written one by one: heads that share no block of Q80.
   static bool joins_at_once(const Step& step, const QueryHeads& heads, const ActivationBuffer& out, int head_dim) {
     if (!split(step) || (!out.f32 && head_dim % kBlock != 0)) return false;
     for (int row = 0; row < step.n_rows; row++) {
@@ -211,8 +212,11 @@ class AttentionChunks : public Op {
           kernels_.attention_merge(into, partials[q], width);
       }
     }
-    if (joins_)
-      for (int q = 0; q < n_queries; q++) write(step, tile.row + q / n_heads, first_head + q % n_heads, first_chunk);
+    if (!joins_) return;
+    // Rows of one slot may have gaps between them, and their windows lie in several chunks: each row in one of them.
+    for (int q = 0; q < n_queries; q++)
+      if (chunk_of(spans[q].begin) == first_chunk)
+        write(step, tile.row + q / n_heads, first_head + q % n_heads, first_chunk);
   }
 
   void write(const Step& step, int row, int head, int chunk) const {

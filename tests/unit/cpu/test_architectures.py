@@ -10,6 +10,8 @@ import pytest
 
 from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.device import CpuDevice
+from dllama_gpu.cpu.program import CpuProgram
+from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
 from dllama_gpu.graph.check import check
@@ -89,6 +91,30 @@ def test_three_unequal_nodes_compute_what_one_does(architecture: Architecture) -
     alone = one_node(build_graph(spec, source.tensors, OPTIONS), source, CpuDevice(1))
     for ratio in ((3.0, 1.0, 2.0), (0.0, 1.0, 1.0)):
         close(cluster(spec, source, shard_by_ratio(spec, ratio)), alone, 1e-4)
+
+
+def test_nodes_with_threads_that_come_late_compute_what_those_with_one_thread_do() -> None:
+    """Each segment of a node is a run of its own, of a range of its ops, and its steps are long and short in turn."""
+    spec = architecture_spec(Architecture.QWEN3, FloatType.Q40)
+    source = random_source(spec)
+    graphs = [build_graph(spec, source.tensors, OPTIONS, shard) for shard in shard_by_ratio(spec, (2.0, 1.0))]
+    pools = [_native.ThreadPool(4, False) for _ in graphs]
+    kernels = CpuDevice(1).kernels
+    crowded = [
+        CpuProgram(graph, load_weights(graph, source, pool), pool, kernels)
+        for graph, pool in zip(graphs, pools, strict=True)
+    ]
+    alone = [CpuDevice(1).compile(graph, source) for graph in graphs]
+    steps = [rows(N_TOKENS), rows(1), rows(5), [*rows(2, slot=1), *rows(3)]]
+    expected = []
+    for step in steps:
+        LocalCluster(alone).run(Batch.of(step))
+        expected.append([program.buffer("logits", len(step)).copy() for program in alone])
+    for _ in range(10):
+        for step, wanted in zip(steps, expected, strict=True):
+            LocalCluster(crowded).run(Batch.of(step))
+            for program, logits in zip(crowded, wanted, strict=True):
+                assert np.array_equal(program.buffer("logits", len(step)), logits)
 
 
 @pytest.mark.parametrize("architecture", [a for a in Architecture if a.has_experts])

@@ -210,6 +210,23 @@ def test_gated_matmul_of_two_number_formats(device: CpuDevice) -> None:
     compare(bench.run(device), "out", 3)
 
 
+def test_gated_matmuls_that_share_matrices(device: CpuDevice) -> None:
+    """Groups of two matrices can lie in turns only once; 72 rows are an odd number of groups."""
+    bench = OpBench(normal(3, 64))
+    for seed, (name, float_type) in enumerate((("a", FloatType.Q40), ("b", FloatType.F16), ("c", FloatType.Q80))):
+        bench.weight(name, normal(72, 64, seed=seed + 1), float_type)
+    pairs = [("a", "a"), ("b", "c"), ("a", "c"), ("c", "b"), ("b", "a")]
+    for gate, up in pairs:
+        bench.buffer(gate + up, 72)
+        bench.ops.append(GatedMatmul("x", gate, up, gate + up))
+    bench.buffer("product", 72)
+    bench.ops.append(Matmul("x", "c", "product"))
+    programs = bench.run(device)
+    for gate, up in pairs:
+        compare(programs, gate + up, 3)
+    compare(programs, "product", 3)
+
+
 def attention_bench(
     n_rows: int,
     n_heads: int,
@@ -218,17 +235,19 @@ def attention_bench(
     style: RopeStyle,
     group: int | None = None,
     first_head: int = 0,
+    window: int = 0,
+    out: BufferType = BufferType.F32,
 ) -> OpBench:
     width = (n_heads + 2 * n_kv_heads) * head_dim
     bench = OpBench(normal(n_rows, width))
     bench.caches.append(KvCache("kv", n_kv_heads, head_dim))
     bench.buffer("angles", head_dim)
-    bench.buffer("out", n_heads * head_dim)
+    bench.buffer("out", n_heads * head_dim, out)
     frequencies = tuple(10000.0 ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
     bench.ops += [
         RopeAngles(frequencies, "angles"),
         RopeStore("x", "angles", "kv", n_heads, style),
-        Attention("x", "kv", "out", n_heads, group or n_heads // n_kv_heads, head_dim**-0.5, first_head),
+        Attention("x", "kv", "out", n_heads, group or n_heads // n_kv_heads, head_dim**-0.5, first_head, window),
     ]
     return bench
 
@@ -273,6 +292,44 @@ def test_attention_over_many_chunks_by_prefill_and_by_decode(device: CpuDevice) 
     for p in range(590, n_positions):
         program.run(Batch.of(rows[p : p + 1]))
         assert np.array_equal(program.buffer("out", 1)[0], at_once[p]), "a row alone differs from the row in a batch"
+
+
+@pytest.mark.parametrize("out", [BufferType.F32, BufferType.Q80])
+@pytest.mark.parametrize("window", [0, 16, 300])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "group", "first_head", "head_dim"), [(3, 2, 2, 1, 64), (4, 2, 2, 0, 40)]
+)
+def test_a_few_rows_get_what_each_got_in_a_prompt(
+    device: CpuDevice,
+    n_heads: int,
+    n_kv_heads: int,
+    group: int,
+    first_head: int,
+    head_dim: int,
+    window: int,
+    out: BufferType,
+) -> None:
+    """Whether their chunks of 256 positions are one or many, the same or others; whether a head fills Q80 blocks."""
+    n = 530
+    bench = attention_bench(n, n_heads, n_kv_heads, head_dim, RopeStyle.HALF_SPLIT, group, first_head, window, out)
+    program = device.compile(bench.graph(seq_len=n, n_slots=2, max_rows=n), bench.source)
+    for slot in range(2):
+        program.run(Batch.of([Row(p, slot, p) for p in range(n)]))
+    in_prompt = program.buffer("out", n).copy()
+    steps = (
+        [(0, 0)],
+        [(0, 255)],
+        [(0, 256)],
+        [(0, 529)],
+        [(0, p) for p in range(252, 260)],
+        [(0, p) for p in (3, 250, 275, 300, 529)],  # with a window of 16, each in one chunk, but not in the same
+        [(1, 100), (0, 280)],
+        [(1, 10), (1, 11), (0, 270), (0, 529)],
+        [(0, 500), (0, 529), (1, 255), (1, 271)],
+    )
+    for step in steps:
+        program.run(Batch.of([Row(p, slot, p) for slot, p in step]))
+        assert np.array_equal(program.buffer("out", len(step)), in_prompt[[p for _, p in step]]), step
 
 
 def test_rows_of_several_slots_do_not_see_each_other(device: CpuDevice) -> None:
@@ -339,16 +396,47 @@ def test_logits_that_are_no_number_hide_no_candidate(device: CpuDevice) -> None:
     assert best_six(device, head) == best
 
 
+# Columns whose products with a row of ones are no number, infinite, or a number.
+NAN, PLUS, MINUS = (3e38, -3e38, 3e38, -3e38), (3e38, 0, 3e38, 0), (-3e38, 0, -3e38, 0)
+
+
+@pytest.mark.parametrize("k", [1, 64, 129])
+@pytest.mark.parametrize("vocab", [130, 511, 512, 2000, 17000])
+def test_the_best_of_any_logits(device: CpuDevice, vocab: int, k: int) -> None:
+    """Numbers, most of them many times, and in some rows of the vocabulary what damaged weights make of them."""
+    rng = np.random.default_rng(vocab + k)
+    few = rng.integers(-3, 4, vocab).astype(np.float32)
+    specials = rng.choice(4, vocab, p=(0.7, 0.1, 0.1, 0.1))
+    for scale, kinds in ((few, specials * 0), (few, specials), (few, np.full(vocab, 1)), (few, np.full(vocab, 3))):
+        head = np.zeros((vocab, 32), np.float32)
+        head[:, 0] = scale
+        for kind, columns in ((1, NAN), (2, PLUS), (3, MINUS)):
+            head[kinds == kind, :4] = columns
+        program = best(device, head, k)
+        logits = program.buffer("logits", 1)[0]
+        numbers = np.flatnonzero(~np.isnan(logits))
+        wanted = numbers[np.argsort(-logits[numbers], kind="stable")][:k]
+        missing = k - len(wanted)
+        assert program.buffer("ids", 1)[0].tolist() == wanted.tolist() + [-1] * missing
+        assert program.buffer("values", 1)[0].tolist() == logits[wanted].tolist() + [-np.inf] * missing
+
+
 def best_six(device: CpuDevice, head: npt.NDArray[np.float32]) -> list[int]:
     """The ids of the six largest of the products of `head` (vocab, 32) with a row of ones."""
+    ids: list[int] = best(device, head, 6).buffer("ids", 1)[0].tolist()
+    return ids
+
+
+def best(device: CpuDevice, head: npt.NDArray[np.float32], k: int) -> CpuProgram:
+    """A program that has looked for the k largest of those products."""
     bench = OpBench(np.ones((1, 32), np.float32))
     bench.weight("ones", np.ones(32, np.float32))
     bench.buffer("last", 32, rows=Rows.LOGITS)
     bench.weight("head", head)
     for name, width, type in (
         ("logits", len(head), BufferType.F32),
-        ("values", 6, BufferType.F32),
-        ("ids", 6, BufferType.I32),
+        ("values", k, BufferType.F32),
+        ("ids", k, BufferType.I32),
         ("lse", 1, BufferType.F32),
     ):
         bench.buffer(name, width, type, Rows.LOGITS)
@@ -357,9 +445,9 @@ def best_six(device: CpuDevice, head: npt.NDArray[np.float32]) -> list[int]:
         Matmul("last", "head", "logits"),
         TopCandidates("logits", "values", "ids", "lse"),
     ]
-    program, _ = bench.run(device)
-    ids: list[int] = program.buffer("ids", 1)[0].tolist()
-    return ids
+    program = device.compile(bench.graph(), bench.source)
+    program.run(Batch.of([Row(0, 0, 0, True)]))
+    return program
 
 
 def test_weights_stacked_from_slices_of_tensors(device: CpuDevice) -> None:

@@ -21,7 +21,7 @@ from dllama_gpu.cpu.weights import load_weights
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Program, Row
-from dllama_gpu.graph.graph import BufferType, CacheType
+from dllama_gpu.graph.graph import BufferType, CacheType, Graph
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.m_file import MFile
@@ -210,6 +210,41 @@ def test_batches_that_break_their_promises_are_refused(source: ModelSource, batc
     program = CpuDevice(1).compile(graph, source)
     with pytest.raises(DllamaError, match=message):
         program.run(batch)
+
+
+def test_native_code_takes_the_batches_that_keep_their_promises_and_no_others() -> None:
+    """It indexes memory with them: Batch.check, which the CPU asks only for the sentence, must not know better."""
+    graph = Graph((), (), (), (), vocab_size=3, max_rows=4, n_slots=3, seq_len=4, max_logit_rows=2)
+    program = _native.Program(_native.ThreadPool(1, False), "plain", 4, 2, 3, 3, 4)
+    rng = np.random.default_rng(11)
+    verdicts = {True: 0, False: 0}
+    for _ in range(6000):
+        n, n_logits = int(rng.integers(0, 6)), int(rng.integers(0, 4))
+        columns = [rng.integers(0, limit, n) for limit in (3, 3, 4)]
+        logit_rows, temperatures = rng.integers(0, max(n, 1), n_logits), rng.choice([0.5, 1.0, 2.0], n_logits)
+        if rng.random() < 0.7:
+            order = np.lexsort((columns[2], columns[1]))
+            columns = [column[order] for column in columns]
+            logit_rows = np.sort(logit_rows)
+        if rng.random() < 0.3:
+            column = [*columns, logit_rows][rng.integers(4)]
+            column[: 1 if rng.random() < 0.5 else None] = rng.choice([-1, 3, 4, 2**31 - 1, -(2**31)])
+        if rng.random() < 0.1:
+            temperatures[:1] = rng.choice([0.0, -1.0, np.nan, np.inf])
+        if rng.random() < 0.05:
+            columns[rng.integers(3)] = np.zeros(n + 1, np.int64)
+        batch = Batch(*(a.astype(np.int32) for a in (*columns, logit_rows)), temperatures.astype(np.float32))
+        arrays = (batch.tokens, batch.slots, batch.positions, batch.logit_rows, batch.temperatures)
+        try:
+            batch.check(graph)
+        except DllamaError:
+            verdicts[False] += 1
+            with pytest.raises(ValueError, match="do not fit"):
+                program.step(*arrays)
+        else:
+            verdicts[True] += 1
+            program.step(*arrays)
+    assert min(verdicts.values()) > 500
 
 
 def test_room_for_few_logit_rows_is_room_for_no_more(source: ModelSource) -> None:
