@@ -38,8 +38,8 @@ struct CandidateHeap {
   }
 };
 
-// Reorders the values, none of which is NaN. Source: Hoare, "Algorithm 65: Find" (1961); the standard library's would be
-// one function for all instruction sets.
+// Reorders the values, none of which is NaN. Source: Hoare, "Algorithm 65: Find" (1961). Not std::nth_element: the linker
+// would keep one copy of it, compiled for any of the instruction sets, and use it for all.
 inline float kth_largest(float* values, int n, int k) {
   for (int low = 0, high = n - 1; low < high;) {
     const float pivot = values[(low + high) / 2];
@@ -89,8 +89,8 @@ int top_candidates(const float* values, int n, int first_id, int k, float scale,
   for (int begin = 0; begin < n; begin += kLook) {
     const int end = n - begin < kLook ? n : begin + kLook;
     if (end - begin == kLook) {
-      // Of a number and NaN, whichever way an instruction set takes the maximum, either the number or NaN comes out; NaN
-      // is not below the bound.
+      // If a value is NaN, the maximum with it is NaN from then on, which is not below the bound (ARM), or the second
+      // operand, which is what was highest so far (all others).
       F32x16 lanes = set1(-INFINITY);
       for (int i = begin; i < end; i += 16) lanes = max(load(values + i), lanes);
       if (reduce_max(lanes) < bound) continue;

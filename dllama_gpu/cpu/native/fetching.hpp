@@ -1,4 +1,4 @@
-// Fetching memory into the second-level cache before it is read.
+// Fetching memory into the caches before it is read. An address may lie anywhere: none faults.
 #pragma once
 
 #include <cstddef>

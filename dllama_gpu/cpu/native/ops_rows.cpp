@@ -73,9 +73,10 @@ class RmsNorm : public Op {
 
   int units(const Step& step) const override { return out_.rows(step); }
 
-  void fetch_inputs(const Step& step, int thread, int) const override {
+  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
     const auto* weight = reinterpret_cast<const uint8_t*>(weight_);
-    if (thread < units(step)) fetch({weight, weight + x_.width * sizeof(float)}, kMostFetched);
+    const int first = first_of_share(units(step), thread, n_threads);
+    if (first < first_of_share(units(step), thread + 1, n_threads)) fetch({weight, weight + x_.width * sizeof(float)}, kMostFetched);
   }
 
   void run(const Step& step, int begin, int end, const Worker& worker) const override {

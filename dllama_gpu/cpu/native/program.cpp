@@ -1,6 +1,5 @@
 #include "program.hpp"
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 

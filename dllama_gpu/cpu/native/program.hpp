@@ -103,8 +103,8 @@ class Op {
   virtual int units(const Step& step) const = 0;
   virtual void run(const Step& step, int begin, int end, const Worker& worker) const = 0;
   virtual size_t scratch_bytes() const { return 0; }
-  // Fetches what its share of the step will read, or write in part, and what no op has touched since the last step; at most
-  // some kilobytes. Called after prepare, while an earlier op runs.
+  // Fetches what a thread's share of the step will read, or change in part, unless an earlier op of the step leaves it in
+  // the caches anyway; far less than they hold. Called after prepare, while an earlier op runs, and for steps of few rows.
   virtual void fetch_inputs(const Step&, int /*thread*/, int /*n_threads*/) const {}
   // The large memory that it reads from front to back, if any.
   virtual Stretch reads() const { return {}; }
