@@ -155,7 +155,7 @@ def _tokenized(service: Service, fields: TokenizeRequest) -> dict[str, object]:
             tokenizer,
             fields.messages or (),
             tool_format=service.tool_format,
-            drops_thoughts=service.tells_reasoning,
+            drops_thoughts=service.tells_reasoning(),
         )
     answer: dict[str, object] = {"tokens": ids, "count": len(ids), "max_model_len": service.context}
     if fields.with_pieces:

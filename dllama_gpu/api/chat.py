@@ -88,13 +88,14 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
     grammar = _grammar(service, fields, toolbox)
     is_constrained = grammar is not None
     variables = _template_variables(fields, is_constrained=is_constrained)
+    tells_reasoning = service.tells_reasoning(fields.reasoning_format)
     prompt = encode_messages(
         service.template,
         service.tokenizer,
         fields.messages,
         tools=toolbox.tools,
         tool_format=service.tool_format,
-        drops_thoughts=service.tells_reasoning,
+        drops_thoughts=tells_reasoning,
         without_thinking=is_constrained or variables.get("enable_thinking") is False,
         variables=variables,
     )
@@ -108,7 +109,10 @@ def _prepare(service: Service, fields: ChatRequest, context: RequestContext) -> 
         client=context.client,
         request_id=context.id,
     )
-    return _Prepared(requests, toolbox, model, _thoughts(service, prompt, is_constrained=is_constrained))
+    thoughts = Thoughts.NOT_TOLD_APART
+    if tells_reasoning and not is_constrained:
+        thoughts = Thoughts.BEGUN if begins_thoughts(service.tokenizer, prompt) else Thoughts.POSSIBLE
+    return _Prepared(requests, toolbox, model, thoughts)
 
 
 def _template_variables(fields: ChatRequest, *, is_constrained: bool) -> dict[str, Any]:
@@ -119,12 +123,6 @@ def _template_variables(fields: ChatRequest, *, is_constrained: bool) -> dict[st
     if fields.reasoning_effort not in (None, "none"):
         variables["reasoning_effort"] = fields.reasoning_effort
     return {**variables, **(fields.chat_template_kwargs or {})}
-
-
-def _thoughts(service: Service, prompt: Sequence[int], *, is_constrained: bool) -> Thoughts:
-    if is_constrained or not service.tells_reasoning:
-        return Thoughts.NOT_TOLD_APART
-    return Thoughts.BEGUN if begins_thoughts(service.tokenizer, prompt) else Thoughts.POSSIBLE
 
 
 def _grammar(service: Service, fields: ChatRequest, toolbox: Toolbox) -> str | None:

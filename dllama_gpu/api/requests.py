@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
+from dllama_gpu.api.reasoning import ReasoningFormat
+
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
@@ -242,6 +244,9 @@ class ChatRequest(GenerationFields):
     )
     reasoning_effort: ReasoningEffort | None = Field(
         None, description="none: enable_thinking is false for the chat template; others: its variable of this name"
+    )
+    reasoning_format: ReasoningFormat | None = Field(
+        None, description="in place of the server's --reasoning-format, as llama.cpp's server has it"
     )
     prediction: JsonObject | None = None  # taken and left aside: it only makes OpenAI's service faster
     functions: Annotated[list[Any], Field(max_length=0), _left_out("tools are asked for with `tools`")] | None = None

@@ -96,14 +96,16 @@ class Service:
     grammars: Grammars = field(init=False)
     tool_format: ToolFormat | None = field(init=False)
     """How the model's own template writes calls of functions; None where it knows none."""
-    tells_reasoning: bool = field(init=False)
-    """Whether what the model thinks is told apart from what it says."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grammars", Grammars(self.tokenizer))
         source = None if self.template is None else self.template.source
         object.__setattr__(self, "tool_format", detect_tool_format(source))
-        object.__setattr__(self, "tells_reasoning", tells_reasoning(self.settings.reasoning_format, source))
+
+    def tells_reasoning(self, wanted: ReasoningFormat | None = None) -> bool:
+        """Whether what the model thinks is told apart from what it says; None: as the operator decided."""
+        source = None if self.template is None else self.template.source
+        return tells_reasoning(wanted or self.settings.reasoning_format, source)
 
     @property
     def model_id(self) -> str:

@@ -219,3 +219,13 @@ def test_without_a_reasoning_format_the_text_stays_as_it_is(serve: Serve):
         answer = api.chat().json()
         assert answer["choices"][0]["message"]["content"] == api.engine.script.answer
         assert "completion_tokens_details" not in answer["usage"]
+
+
+def test_a_chat_may_choose_another_reasoning_format(model: Running):
+    model.engine.script.answer = "<think>a</think>b"
+    expected = {"none": "<think>a</think>b", "deepseek": "b", "auto": "b"}
+    for wanted, content in expected.items():
+        assert model.chat(reasoning_format=wanted).json()["choices"][0]["message"]["content"] == content
+    refusal = model.chat(reasoning_format="deepseek-legacy")
+    assert refusal.status_code == 400
+    assert "reasoning_format should be 'auto', 'deepseek' or 'none'" in refusal.json()["error"]["message"]
