@@ -41,6 +41,7 @@ _CACHE_TYPES = {
     CacheType.F32: _native.CacheType.F32,
 }
 _LANES = 16  # positions and head elements are stored in multiples of this
+_DENSE_CACHE_BYTES = 32 << 20  # a KV cache up to this size is cleared in a moment, so it may have huge pages
 
 
 class CpuProgram:
@@ -165,7 +166,8 @@ class CpuProgram:
         ]
         sizes = [_native.kv_cache_bytes(*shape) for shape in shapes]
         # Huge pages would take a slot's whole memory, and the time to clear it, with its first token.
-        arena = Arena(2 * sum(map(Arena.padded, sizes)), "the KV cache", is_sparse=True)
+        n_bytes = 2 * sum(map(Arena.padded, sizes))
+        arena = Arena(n_bytes, "the KV cache", is_sparse=n_bytes > _DENSE_CACHE_BYTES)
         for cache, shape, size in zip(self._graph.caches, shapes, sizes, strict=True):
             keys, values = (arena.take(size) for _ in range(2))
             self._arrays[f"{cache.name}.keys"], self._arrays[f"{cache.name}.values"] = keys, values
