@@ -12,7 +12,7 @@ from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.memory import Arena, zeroed
 from dllama_gpu.cpu.weights import LoadedWeights
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.batch import Batch, ExchangeHandler
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, check_prefix_copy
 from dllama_gpu.graph.graph import (
     Activation,
     Attention,
@@ -132,9 +132,7 @@ class CpuProgram:
 
     def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
         """See `dllama_gpu.graph.batch.PrefixCopier`. Raises ValueError for slots or positions that there are not."""
-        slots = range(self._graph.n_slots)
-        if source not in slots or target not in slots or not 0 <= n_positions <= self._graph.seq_len:
-            raise ValueError(f"cannot copy {n_positions} positions from slot {source} to slot {target}")
+        check_prefix_copy(self._graph, source, target, n_positions)
         n_rounded = _round_up(n_positions)  # keys of 16 positions lie in one piece
         for part, n_kv_heads, seq_len in self._cache_parts:
             heads = part.reshape(self._graph.n_slots, n_kv_heads, seq_len, -1)

@@ -127,6 +127,13 @@ class PrefixCopier(Protocol):
         """Slot `target` holds the first `n_positions` of `source` afterwards, and nothing else of use."""
 
 
+def check_prefix_copy(graph: Graph, source: int, target: int, n_positions: int) -> None:
+    """Raises ValueError for slots or positions that `graph` has not."""
+    slots = range(graph.n_slots)
+    if source not in slots or target not in slots or not 0 <= n_positions <= graph.seq_len:
+        raise ValueError(f"cannot copy {n_positions} positions from slot {source} to slot {target}")
+
+
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while weights load."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_gpu.errors import DllamaError
-from dllama_gpu.graph.batch import Batch, ExchangeHandler
+from dllama_gpu.graph.batch import Batch, ExchangeHandler, check_prefix_copy
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.dispatch import Dispatch, Recorded
@@ -86,9 +86,7 @@ class VulkanProgram:
 
     def copy_prefix(self, source: int, target: int, n_positions: int) -> None:
         """See `dllama_gpu.graph.batch.PrefixCopier`. Raises ValueError for slots or positions that there are not."""
-        slots = range(self.graph.n_slots)
-        if source not in slots or target not in slots or not 0 <= n_positions <= self.graph.seq_len:
-            raise ValueError(f"cannot copy {n_positions} positions from slot {source} to slot {target}")
+        check_prefix_copy(self.graph, source, target, n_positions)
         if source == target or n_positions == 0:
             return
         buffers = self._memory.buffers

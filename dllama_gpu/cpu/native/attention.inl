@@ -3,8 +3,6 @@
 
 namespace {
 
-constexpr int kCacheLine = 64;
-
 // What is read next: the values of a chunk while it is scored, then what its caller knows of.
 struct Ahead {
   Stretch now, then;
@@ -16,8 +14,8 @@ struct Ahead {
       now = then;
       then = {};
     }
-    prefetch(now.begin);
-    now.begin += kCacheLine;
+    fetch_line_early(now.begin);
+    now.begin += dllama::kLineBytes;
   }
 };
 

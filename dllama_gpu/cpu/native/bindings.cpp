@@ -198,6 +198,10 @@ struct StepArrays {
   Floats temperatures;
   const Program* program;  // that has found it sound
 
+  Step step_of(const Program& asking) const {
+    require(program == &asking, "the step was made for another program");
+    return step();
+  }
   Step step() const {
     Step step;
     step.n_rows = static_cast<int>(tokens.size());
@@ -223,8 +227,7 @@ StepArrays make_step(const Program& program, Ints tokens, Ints slots, Ints posit
 }
 
 void run(Program& program, const StepArrays& arrays, size_t begin, size_t end) {
-  require(arrays.program == &program, "the step was made for another program");
-  const Step step = arrays.step();
+  const Step step = arrays.step_of(program);
   require(begin <= end && end <= program.n_ops(), "ops out of range");
   py::gil_scoped_release unlocked;
   program.run(step, begin, end);
@@ -232,8 +235,7 @@ void run(Program& program, const StepArrays& arrays, size_t begin, size_t end) {
 
 void run_timed(Program& program, const StepArrays& arrays, size_t begin, size_t end,
                py::array_t<double, py::array::c_style> seconds) {
-  require(arrays.program == &program, "the step was made for another program");
-  const Step step = arrays.step();
+  const Step step = arrays.step_of(program);
   require(begin <= end && end <= program.n_ops(), "ops out of range");
   require(static_cast<size_t>(seconds.size()) == program.n_ops(), "one number an op");
   double* to = seconds.mutable_data();

@@ -14,11 +14,23 @@ namespace dllama {
 
 constexpr ptrdiff_t kLineBytes = 64;
 
+// Into all caches.
 static inline void fetch_line(const uint8_t* p) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(p, 0, 3);
 #elif defined(_M_X64)
   _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+#else
+  (void)p;
+#endif
+}
+
+// Into all but the first, for what is not read soon.
+static inline void fetch_line_early(const uint8_t* p) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(p, 0, 2);
+#elif defined(_M_X64)
+  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
 #else
   (void)p;
 #endif

@@ -2,12 +2,14 @@
 
 #include <cmath>
 
+#include "fetching.hpp"
 #include "kernel_table.hpp"
 
 namespace {
 using dllama::AttentionArgs;
 using dllama::AttentionPartial;
 using dllama::PositionSpan;
+using dllama::fetch_line_early;
 using dllama::kAttentionChunk;
 using dllama::kBlock;
 using dllama::kGroupRows;

@@ -114,19 +114,19 @@ struct QuantizedHead {
 }  // namespace
 
 void KvCache::fetch_place(int slot, int kv_head, int position) const {
-  const size_t width = static_cast<size_t>(padded_head_dim);
-  const size_t head_at = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * width;
-  const uint8_t* key = keys + (head_at + position / 16 * width * 16) * element_bytes();
-  const uint8_t* value = values + (head_at + position * width) * element_bytes();
-  fetch({key, key + width * 16 * element_bytes()}, 16 * kMaxHeadDim * 4);
-  fetch({value, value + width * element_bytes()}, kMaxHeadDim * 4);
+  const Place place = place_of(slot, kv_head, position);
+  const auto row_bytes = static_cast<ptrdiff_t>(padded_head_dim * element_bytes());
+  // The keys of 16 positions lie in one piece.
+  const uint8_t* key = keys + (place.key - position % 16) * element_bytes();
+  const uint8_t* value = values + place.value * element_bytes();
+  fetch({key, key + 16 * row_bytes}, 16 * row_bytes);
+  fetch({value, value + row_bytes}, row_bytes);
 }
 
 void KvCache::store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,
                     const float* value) const {
-  const size_t width = static_cast<size_t>(padded_head_dim), n_blocks = width / kBlock;
-  const size_t head_at = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * width;
-  const size_t key_at = head_at + position / 16 * width * 16 + position % 16, value_at = head_at + position * width;
+  const auto [head_at, key_at, value_at] = place_of(slot, kv_head, position);
+  const size_t n_blocks = static_cast<size_t>(padded_head_dim) / kBlock;
   if (type == CacheType::F32) {
     scatter(key, head_dim, reinterpret_cast<float*>(keys) + key_at);
     std::copy(value, value + head_dim, reinterpret_cast<float*>(values) + value_at);

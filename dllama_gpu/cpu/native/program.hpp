@@ -49,7 +49,7 @@ struct KvCache {
   size_t element_bytes() const { return type == CacheType::Q80 ? 1 : type == CacheType::F16 ? 2 : 4; }
   size_t elements() const { return static_cast<size_t>(n_slots) * n_kv_heads * seq_len * padded_head_dim; }
   AttentionArgs head(int slot, int kv_head) const {
-    const size_t at = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * padded_head_dim;
+    const size_t at = place_of(slot, kv_head, 0).head;
     const bool scaled = type == CacheType::Q80;
     return {padded_head_dim, keys + at * element_bytes(), values + at * element_bytes(),
             scaled ? key_scales + at / kBlock : nullptr, scaled ? value_scales + at / kBlock : nullptr, {}};
@@ -59,6 +59,17 @@ struct KvCache {
              const float* value) const;
   // Where `store` writes, but for scales.
   void fetch_place(int slot, int kv_head, int position) const;
+
+ private:
+  // The elements where a head, and in it the key and the value of a position, begin; the key's are 16 apart.
+  struct Place {
+    size_t head, key, value;
+  };
+  Place place_of(int slot, int kv_head, int position) const {
+    const size_t width = static_cast<size_t>(padded_head_dim);
+    const size_t head = (static_cast<size_t>(slot) * n_kv_heads + kv_head) * seq_len * width;
+    return {head, head + position / 16 * width * 16 + position % 16, head + position * width};
+  }
 };
 
 // As many matrices of one shape, the packed experts of a layer, each `stride` bytes behind the one before.

@@ -19,7 +19,6 @@ struct F32x16 {
   __m256 lo, hi;
 };
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, F32x16 a) {
   _mm256_storeu_ps(p, a.lo);

@@ -24,7 +24,6 @@ struct F32x16 {
   __m512 v;
 };
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 inline F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }

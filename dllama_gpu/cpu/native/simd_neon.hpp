@@ -27,13 +27,6 @@ inline F32x16 quarters(F f) {
   return {{f(0), f(1), f(2), f(3)}};
 }
 
-inline void prefetch(const uint8_t* p) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p, 0, 2);
-#else
-  (void)p;
-#endif
-}
 inline F32x16 load(const float* p) { return quarters([&](int i) { return vld1q_f32(p + 4 * i); }); }
 inline void store(float* p, F32x16 a) {
   vst1q_f32(p, a.q[0]);

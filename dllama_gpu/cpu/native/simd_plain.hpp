@@ -27,13 +27,6 @@ struct F32x16 {
   for (int i = 0; i < 16; i++) r.v[i] = (expression); \
   return r
 
-inline void prefetch(const uint8_t* p) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p, 0, 2);
-#else
-  (void)p;
-#endif
-}
 inline F32x16 load(const float* p) { DLLAMA_LANES(p[i]); }
 inline void store(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
 inline F32x16 set1(float x) { DLLAMA_LANES(x); }
