@@ -31,7 +31,7 @@ from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.tokenizer.t_file import write_t_file
 from tests.support.models import write_random_m
 from tests.support.tiny import tiny_tokenizer
-from tests.support.worker_command import WorkerCommand
+from tests.support.worker_command import Workers
 from tests.support.worker_process import wait_until
 
 GREEDY = SamplingParams(temperature=0)
@@ -60,27 +60,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     write_t_file(folder / "model.t", tiny_tokenizer())
     return folder / "model.m", folder / "model.t"
-
-
-class Workers:
-    """Worker processes, each on a port and with a cache of its own for good."""
-
-    def __init__(self, folder: Path, n_workers: int) -> None:
-        self._folder = folder
-        self.running = [WorkerCommand(folder / str(number)) for number in range(n_workers)]
-        self.addresses = [worker.address for worker in self.running]
-
-    def kill(self, number: int) -> None:
-        self.running[number].kill()
-
-    def restart(self, number: int) -> None:
-        port = int(self.addresses[number].rpartition(":")[2])
-        self.running[number] = WorkerCommand(self._folder / str(number), port=port)
-
-    def stop(self) -> None:
-        for worker in self.running:
-            if worker.process.poll() is None:
-                worker.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -72,3 +72,24 @@ class WorkerCommand:
             self.log.append(line.rstrip())
             if found := re.match(r"listening +(\S+)", line):
                 self.address = found[1]
+
+
+class Workers:
+    """Worker processes, each on a port and with a cache of its own for good."""
+
+    def __init__(self, folder: Path, n_workers: int) -> None:
+        self._folder = folder
+        self.running = [WorkerCommand(folder / str(number)) for number in range(n_workers)]
+        self.addresses = [worker.address for worker in self.running]
+
+    def kill(self, number: int) -> None:
+        self.running[number].kill()
+
+    def restart(self, number: int) -> None:
+        port = int(self.addresses[number].rpartition(":")[2])
+        self.running[number] = WorkerCommand(self._folder / str(number), port=port)
+
+    def stop(self) -> None:
+        for worker in self.running:
+            if worker.process.poll() is None:
+                worker.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -32,8 +30,9 @@ from dllama_gpu.graph.graph import (
 )
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.model.spec import RopeStyle
-from tests.oracle.numpy_device import NumpyDevice, NumpyProgram
+from tests.oracle.numpy_device import NumpyDevice
 from tests.support.arrays import ArraySource
+from tests.support.op_bench import OpBench, compare, normal
 
 KERNELS = _native.kernel_names()
 ROW_COUNTS = (1, 2, 3, 5, 16, 17, 33)
@@ -46,73 +45,12 @@ def device(request: pytest.FixtureRequest) -> CpuDevice:
     return CpuDevice(n_threads=1, kernels=request.param)
 
 
-class OpBench:
-    """Builds a graph whose first op copies prepared rows into the buffer `x`: row r holds `inputs[r]`."""
-
-    def __init__(self, inputs: FloatArray) -> None:
-        self.source = ArraySource()
-        self.n_rows, width = inputs.shape
-        self.weights = [self.source.add("inputs", inputs)]
-        self.buffers = [Buffer("x", width)]
-        self.caches: list[KvCache] = []
-        self.ops: list[Op] = [Embed("inputs", "x")]
-
-    def weight(self, name: str, values: FloatArray, float_type: FloatType = FloatType.F32) -> str:
-        self.weights.append(self.source.add(name, values, float_type))
-        return name
-
-    def buffer(self, name: str, width: int, type: BufferType = BufferType.F32, rows: Rows = Rows.ALL) -> str:
-        self.buffers.append(Buffer(name, width, type, rows))
-        return name
-
-    def graph(self, seq_len: int = 64, n_slots: int = 1, max_rows: int | None = None) -> Graph:
-        return Graph(
-            tuple(self.buffers),
-            tuple(self.caches),
-            tuple(self.weights),
-            tuple(self.ops),
-            vocab_size=self.n_rows,
-            max_rows=max_rows or self.n_rows,
-            n_slots=n_slots,
-            seq_len=seq_len,
-        )
-
-    def run(
-        self, device: CpuDevice, rows: Sequence[Row] | None = None, **sizes: int
-    ) -> tuple[CpuProgram, NumpyProgram]:
-        rows = rows or [Row(r, 0, r, True) for r in range(self.n_rows)]
-        graph = self.graph(**sizes)
-        programs = device.compile(graph, self.source), NumpyDevice().compile(graph, self.source)
-        for program in programs:
-            program.run(Batch.of(rows))
-        return programs
-
-
-def compare(programs: tuple[CpuProgram, NumpyProgram], name: str, n_rows: int, tolerance: float = 2e-5) -> None:
-    """Largest difference in units of the largest value."""
-    found, wanted = (np.asarray(program.buffer(name, n_rows), np.float64) for program in programs)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
-
-
-def normal(*shape: int, seed: int = 0) -> FloatArray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def quantized_input(bench: OpBench, width: int, type: BufferType) -> str:
-    """Norms x into a buffer of the type; weights of one keep the values of the order of one."""
-    bench.weight("ones", np.ones(width, np.float32))
-    bench.buffer("input", width, type)
-    bench.ops.append(RmsNorm("x", None, "ones", "input", 1e-5))
-    return "input"
-
-
 @pytest.mark.parametrize("n_rows", ROW_COUNTS)
 @pytest.mark.parametrize("width", [96, 576])
 @pytest.mark.parametrize("float_type", QUANTIZED)
 def test_matmul_of_q80_rows(device: CpuDevice, float_type: FloatType, width: int, n_rows: int) -> None:
     bench = OpBench(normal(n_rows, width))
-    x = quantized_input(bench, width, BufferType.Q80)
+    x = bench.norm(width, BufferType.Q80)
     bench.weight("w", normal(40, width, seed=1), float_type)  # 40 rows: the last group is half empty
     bench.buffer("out", 45)
     bench.ops.append(Matmul(x, "w", "out", 5))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dllama_gpu.vulkan.limits import Tier
-from tests.support.op_bench import SETTINGS, Setting
+from tests.support.vulkan_settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from dllama_gpu.vulkan import _native

@@ -10,7 +10,8 @@ import pytest
 
 from dllama_gpu.graph.graph import BufferType, ExpertGatedMatmul, ExpertMatmul, Matmul, TopExperts, Weight
 from dllama_gpu.model.float_type import FloatType
-from tests.support.op_bench import OpBench, compare, normal, on_processor
+from tests.support.op_bench import OpBench, compare, normal
+from tests.support.vulkan_settings import on_processor
 
 if TYPE_CHECKING:
     from tests.support.plan_runner import PlanRunner

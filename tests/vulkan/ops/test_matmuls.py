@@ -14,7 +14,8 @@ from dllama_gpu.graph.graph import Buffer, BufferType, Embed, GatedMatmul, Graph
 from dllama_gpu.model.float_type import FloatType
 from tests.oracle.numpy_device import NumpyDevice
 from tests.support.arrays import ArraySource
-from tests.support.op_bench import OpBench, compare, normal, on_processor, rounding
+from tests.support.op_bench import OpBench, compare, normal
+from tests.support.vulkan_settings import on_processor, rounding
 
 if TYPE_CHECKING:
     from tests.support.plan_runner import PlanRunner
