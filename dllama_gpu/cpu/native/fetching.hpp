@@ -42,4 +42,35 @@ static inline void fetch(Stretch stretch, ptrdiff_t at_most) {
   for (const uint8_t* line = stretch.begin; line < end; line += kLineBytes) fetch_line(line);
 }
 
+// What is fetched a few lines at a time: of what is asked of it at once, a processor drops a part.
+class FetchList {
+ public:
+  // At most so many bytes of it, and nothing where the list is full.
+  void add(Stretch stretch, ptrdiff_t at_most) {
+    if (stretch.begin >= stretch.end || n_ == kMost) return;
+    const ptrdiff_t n_bytes = stretch.end - stretch.begin < at_most ? stretch.end - stretch.begin : at_most;
+    stretches_[n_++] = {stretch.begin, stretch.begin + n_bytes};
+    n_lines_ += lines_of(n_bytes);
+  }
+
+  ptrdiff_t n_lines() const { return n_lines_; }
+
+  void fetch_lines(ptrdiff_t n) {
+    for (; n > 0 && n_lines_ > 0; n--, n_lines_--) {
+      Stretch& now = stretches_[at_];
+      fetch_line_early(now.begin);
+      now.begin += kLineBytes;
+      if (now.begin >= now.end) at_++;
+    }
+  }
+
+ private:
+  static constexpr int kMost = 64;
+  static ptrdiff_t lines_of(ptrdiff_t n_bytes) { return (n_bytes + kLineBytes - 1) / kLineBytes; }
+
+  Stretch stretches_[kMost];
+  int n_ = 0, at_ = 0;
+  ptrdiff_t n_lines_ = 0;
+};
+
 }  // namespace dllama

@@ -121,12 +121,12 @@ class AttentionChunks : public Op {
   int units(const Step&) const override { return n_units_; }
 
   // The keys with which the share begins; the others and the values are fetched while it is computed.
-  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
-    const int unit = first_of_share(n_units_, thread, n_threads);
+  void list_inputs(const Step& step, const Worker& worker, FetchList& list) const override {
+    const int unit = worker.begin_of_share(n_units_);
     if (!AttentionWork::split(step) || unit >= n_units_) return;
     size_t at = 0;
     while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
-    fetch(keys_of_unit(step, tiles_[at], unit - tiles_[at].first_unit), kMostFetched);
+    list.add(keys_of_unit(step, tiles_[at], unit - tiles_[at].first_unit), kMostFetched);
   }
 
   size_t scratch_bytes() const override {
@@ -137,6 +137,7 @@ class AttentionChunks : public Op {
   }
 
   void run(const Step& step, int begin, int end, const Worker& worker) const override {
+    const int end_of_share = worker.end_of_share(n_units_);
     size_t at = 0;
     for (int unit = begin; unit < end; unit++) {
       while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
@@ -145,7 +146,7 @@ class AttentionChunks : public Op {
       if (AttentionWork::split(step)) {
         const int chunk = tile.first_chunk + local % tile.n_chunks();
         attend(step, tile, local / tile.n_chunks(), chunk, chunk + 1,
-               unit + 1 < end ? keys_of_unit(step, tile, local + 1) : worker.then, worker.scratch);
+               unit + 1 < end_of_share ? keys_of_unit(step, tile, local + 1) : worker.then, worker.scratch);
       } else {
         attend(step, tile, local, tile.first_chunk, tile.end_chunk, {}, worker.scratch);
       }

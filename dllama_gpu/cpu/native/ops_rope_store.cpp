@@ -46,11 +46,11 @@ class RopeStore : public Op {
   // A KV head of a row and its part of the query heads, so that a thread prepares what it attends with.
   int units(const Step& step) const override { return step.n_rows * cache_.n_kv_heads; }
 
-  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
-    const int n_units = units(step), end = first_of_share(n_units, thread + 1, n_threads);
-    for (int unit = first_of_share(n_units, thread, n_threads); unit < end; unit++) {
+  void list_inputs(const Step& step, const Worker& worker, FetchList& list) const override {
+    const int n_units = units(step), end = worker.end_of_share(n_units);
+    for (int unit = worker.begin_of_share(n_units); unit < end; unit++) {
       const int row = unit / cache_.n_kv_heads;
-      cache_.fetch_place(step.slots[row], unit % cache_.n_kv_heads, step.positions[row]);
+      cache_.list_place(step.slots[row], unit % cache_.n_kv_heads, step.positions[row], list);
     }
   }
 
@@ -113,14 +113,14 @@ struct QuantizedHead {
 
 }  // namespace
 
-void KvCache::fetch_place(int slot, int kv_head, int position) const {
+void KvCache::list_place(int slot, int kv_head, int position, FetchList& list) const {
   const Place place = place_of(slot, kv_head, position);
   const auto row_bytes = static_cast<ptrdiff_t>(padded_head_dim * element_bytes());
   // The keys of 16 positions lie in one piece.
   const uint8_t* key = keys + (place.key - position % 16) * element_bytes();
   const uint8_t* value = values + place.value * element_bytes();
-  fetch({key, key + 16 * row_bytes}, 16 * row_bytes);
-  fetch({value, value + row_bytes}, row_bytes);
+  list.add({key, key + 16 * row_bytes}, 16 * row_bytes);
+  list.add({value, value + row_bytes}, row_bytes);
 }
 
 void KvCache::store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,

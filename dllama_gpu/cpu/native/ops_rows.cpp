@@ -73,10 +73,11 @@ class RmsNorm : public Op {
 
   int units(const Step& step) const override { return out_.rows(step); }
 
-  void fetch_inputs(const Step& step, int thread, int n_threads) const override {
+  void list_inputs(const Step& step, const Worker& worker, FetchList& list) const override {
     const auto* weight = reinterpret_cast<const uint8_t*>(weight_);
-    const int first = first_of_share(units(step), thread, n_threads);
-    if (first < first_of_share(units(step), thread + 1, n_threads)) fetch({weight, weight + x_.width * sizeof(float)}, kMostFetched);
+    const int n_units = units(step);
+    if (worker.begin_of_share(n_units) < worker.end_of_share(n_units))
+      list.add({weight, weight + x_.width * sizeof(float)}, kMostFetched);
   }
 
   void run(const Step& step, int begin, int end, const Worker& worker) const override {

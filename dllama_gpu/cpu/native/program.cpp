@@ -16,6 +16,8 @@ constexpr size_t kAlignment = 64;
 constexpr uint64_t kClosed = 0x7FFFFFFF;  // more units than any op has
 
 constexpr ptrdiff_t kFetchedBytes = 128 << 10;  // leaves room in the smallest second-level caches
+constexpr ptrdiff_t kOpBytes = 6 * kLineBytes;  // of most ops
+constexpr size_t kOpsAhead = 8;
 constexpr int kFewRows = 8;                     // steps of at most this many rows wait for memory
 
 uint32_t run_of(uint64_t next) { return static_cast<uint32_t>(next >> 32); }
@@ -87,6 +89,7 @@ void Program::start(const Step& step, size_t begin, size_t end) {
   step_ = step;
   const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   for (size_t i = begin; i < end; i++) {
+    if (i + kOpsAhead < end) fetch_line(reinterpret_cast<const uint8_t*>(ops_[i + kOpsAhead].get()));
     std::atomic<uint64_t>* next = &next_[i * n_threads];
     // A late thread of the last run may be looking: if it sees this run's units, it must see this run's number, too.
     for (int t = 0; t < n_threads; t++) next[t].store(next_unit(run, kClosed), std::memory_order_relaxed);
@@ -159,8 +162,11 @@ bool Program::take_units(size_t index, uint32_t run, int owner, const Worker& wo
     const int end = first + (left + 1) / 2;
     if (!next.compare_exchange_weak(seen, next_unit(run, end), std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
-    if (owner == worker.thread && first == second_portion(units, owner)) fetch_inputs_behind(index, owner);
-    ops_[index]->run(step_, first, end, worker);
+    const bool streams = step_.n_rows <= kFewRows && ops_[index]->reads().begin != nullptr;
+    if (streams && owner == worker.thread && first == second_portion(units, owner))
+      run_and_fetch(index, first, end, worker);
+    else
+      ops_[index]->run(step_, first, end, worker);
     if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
     seen = next.load(std::memory_order_acquire);
   }
@@ -170,12 +176,21 @@ bool Program::is_current(size_t index, uint32_t run) const {
   return run_of(next_[index * pool_->n_threads()].load(std::memory_order_acquire)) == run;
 }
 
-// While memory streams weights into an op, fetches the little that the small ops behind it read: each would wait for it.
-void Program::fetch_inputs_behind(size_t index, int thread) const {
-  if (step_.n_rows > kFewRows || ops_[index]->reads().begin == nullptr) return;
-  const size_t end = end_.load(std::memory_order_relaxed);
-  for (size_t i = index + 1; i < end && ops_[i]->reads().begin == nullptr; i++)
-    ops_[i]->fetch_inputs(step_, thread, pool_->n_threads());
+// While memory streams weights into an op, fetches the little that the small ops behind it read, and the ops themselves:
+// each would wait for it.
+void Program::run_and_fetch(size_t index, int begin, int end, const Worker& worker) const {
+  FetchList list;
+  const size_t end_of_run = end_.load(std::memory_order_relaxed);
+  for (size_t i = index + 1; i < end_of_run; i++) {
+    const auto* op = reinterpret_cast<const uint8_t*>(ops_[i].get());
+    list.add({op, op + kOpBytes}, kOpBytes);
+    if (ops_[i]->reads().begin != nullptr) break;
+    ops_[i]->list_inputs(step_, worker, list);
+  }
+  for (int unit = begin; unit < end; unit++) {
+    list.fetch_lines((list.n_lines() + end - unit - 1) / (end - unit));
+    ops_[index]->run(step_, unit, unit + 1, worker);
+  }
 }
 
 // While others finish the op, fetches what this thread reads next; stops when the op is done.
@@ -194,7 +209,7 @@ Worker Program::worker_of(int thread, size_t index) {
   const ptrdiff_t n_lines = (following.end - following.begin) / kLineBytes;
   const uint8_t* begin = following.begin + n_lines * thread / pool_->n_threads() * kLineBytes;
   const ptrdiff_t left = following.end - begin;
-  return {thread, scratch, {begin, begin + (left < kFetchedBytes ? left : kFetchedBytes)}};
+  return {thread, pool_->n_threads(), scratch, {begin, begin + (left < kFetchedBytes ? left : kFetchedBytes)}};
 }
 
 }  // namespace dllama

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "fetching.hpp"
 #include "kernel_table.hpp"
 #include "thread_pool.hpp"
 
@@ -57,8 +58,8 @@ struct KvCache {
   // Writes key and value, [head_dim] each, of a position.
   void store(const KernelTable& kernels, int slot, int kv_head, int position, const float* key,
              const float* value) const;
-  // Where `store` writes, but for scales.
-  void fetch_place(int slot, int kv_head, int position) const;
+  // Lists where `store` writes, but for scales.
+  void list_place(int slot, int kv_head, int position, FetchList& list) const;
 
  private:
   // The elements where a head, and in it the key and the value of a position, begin; the key's are 16 apart.
@@ -92,17 +93,21 @@ struct RowSource {
   size_t row_stride = 0;
 };
 
-// The thread that runs some units.
-struct Worker {
-  int thread;
-  uint8_t* scratch;  // scratch_bytes() of the op, 64-byte aligned
-  Stretch then;      // the beginning of its share of what the next op that reads much will read; may be empty
-};
-
-// The first of the units that are a thread's share; thread n has the end.
+// The first of the units that are a thread's share; thread n_threads has the end.
 static inline int first_of_share(int units, int thread, int n_threads) {
   return static_cast<int>((static_cast<int64_t>(units) * thread + n_threads - 1) / n_threads);
 }
+
+// The thread that runs some units.
+struct Worker {
+  int thread, n_threads;
+  uint8_t* scratch;  // scratch_bytes() of the op, 64-byte aligned
+  Stretch then;      // the beginning of its share of what the next op that reads much will read; may be empty
+
+  // Its share of an op's units.
+  int begin_of_share(int units) const { return first_of_share(units, thread, n_threads); }
+  int end_of_share(int units) const { return first_of_share(units, thread + 1, n_threads); }
+};
 
 // One op. Its work is cut into units that threads take in any order; a unit's result must not depend on which thread
 // runs it or on how many there are.
@@ -114,9 +119,9 @@ class Op {
   virtual int units(const Step& step) const = 0;
   virtual void run(const Step& step, int begin, int end, const Worker& worker) const = 0;
   virtual size_t scratch_bytes() const { return 0; }
-  // Fetches what a thread's share of the step will read, or change in part, unless an earlier op of the step leaves it in
-  // the caches anyway; far less than they hold. Called after prepare, while an earlier op runs, and for steps of few rows.
-  virtual void fetch_inputs(const Step&, int /*thread*/, int /*n_threads*/) const {}
+  // Lists what a thread's share of the step will read, or change in part, unless an earlier op of the step leaves it in the
+  // caches anyway; far less than they hold. Called after prepare, while an earlier op runs, and for steps of few rows.
+  virtual void list_inputs(const Step&, const Worker&, FetchList&) const {}
   // The large memory that it reads from front to back, if any.
   virtual Stretch reads() const { return {}; }
 
@@ -161,7 +166,7 @@ class Program final : public SharedWork {
   bool finish_op(size_t index, uint32_t run, int thread);
   bool take_units(size_t index, uint32_t run, int owner, const Worker& worker);
   bool is_current(size_t index, uint32_t run) const;
-  void fetch_inputs_behind(size_t index, int thread) const;
+  void run_and_fetch(size_t index, int begin, int end, const Worker& worker) const;
   void fetch_while_waiting(size_t index, Stretch stretch) const;
   Worker worker_of(int thread, size_t index);
   // The first unit of a thread's share.
