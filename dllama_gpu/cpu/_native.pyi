@@ -147,6 +147,8 @@ class Program:
         ids: ActivationBuffer,
         log_sum_exp: ActivationBuffer,
         first_id: int,
+        x: ActivationBuffer | None = None,
+        head: PackedWeight | None = None,
     ) -> None: ...
     @property
     def n_ops(self) -> int: ...

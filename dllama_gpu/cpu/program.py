@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,15 @@ class CpuProgram:
             graph.seq_len,
         )
         self._op_names: list[str] = []
+        # Matmuls that the search through what they make runs, by that buffer.
+        self._heads: dict[str, Matmul] = {}
         self._add_buffers()
         self._add_caches()
         # Native ops [begin, end) and the exchange behind them.
         self._segments: list[tuple[int, int, Exchange | None]] = []
         for ops, exchange in graph.segments():
             begin = self._program.n_ops
+            self._heads.update(self._find_heads(ops))
             for op in ops:
                 _EMITTERS[type(op)](self, op)
                 # Some ops take two native ones.
@@ -138,6 +142,16 @@ class CpuProgram:
             heads = part.reshape(self._graph.n_slots, n_kv_heads, seq_len, -1)
             heads[target, :, :n_rounded] = heads[source, :, :n_rounded]
 
+    def _find_heads(self, ops: Sequence[Op]) -> dict[str, Matmul]:
+        """Matmuls that fill a buffer through which the next op searches, by the buffer's name."""
+        n_rows = {weight.name: weight.n_rows for weight in self._graph.weights}
+        return {
+            op.out: op
+            for op, following in pairwise(ops)
+            if isinstance(op, Matmul) and isinstance(following, TopCandidates) and op.out == following.logits
+            if n_rows[op.weight] == self._declared[op.out].width
+        }
+
     def _add_buffers(self) -> None:
         for buffer in self._graph.buffers:
             logits_only = buffer.rows is Rows.LOGITS
@@ -188,6 +202,8 @@ class CpuProgram:
         self._program.add_rms_norm(self._buffers[op.x], add, weight, self._buffers[op.out], op.epsilon)
 
     def _emit_matmul(self, op: Matmul) -> None:
+        if op is self._heads.get(op.out):
+            return
         weight = self._weights.packed[op.weight]
         self._program.add_matmul(self._buffers[op.x], weight, self._buffers[op.out], op.out_column)
 
@@ -255,7 +271,10 @@ class CpuProgram:
     def _emit_top_candidates(self, op: TopCandidates) -> None:
         logits, values = self._buffers[op.logits], self._buffers[op.values]
         ids, log_sum_exp = self._buffers[op.ids], self._buffers[op.log_sum_exp]
-        self._program.add_top_candidates(logits, values, ids, log_sum_exp, op.first_id)
+        head = self._heads.pop(op.logits, None)
+        x = None if head is None else self._buffers[head.x]
+        weight = None if head is None else self._weights.packed[head.weight]
+        self._program.add_top_candidates(logits, values, ids, log_sum_exp, op.first_id, x, weight)
 
 
 _EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {

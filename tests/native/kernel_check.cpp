@@ -20,8 +20,8 @@
 //                                                    keys, values [seq_len][head_dim],
 //                                                    begins, ends i32 [n_queries]
 //   top_experts n k normalize                      logits [n]                          ids i32 [k], weights [k]
-//   top_candidates n first_id k scale              values [n]                          count i32, values [k], ids i32
-//                                                                                        [k], maximum, exp_sum
+//   candidates n first_id k scale                  logits [n]                          count i32, values [k], ids i32
+//                                                                                        [k], log_sum_exp
 //
 // CACHE is a number of enum CacheType. FORM is f32, or q80: quants int8 [n_rows][width], then scales, sums times -8 (i32) and scaled sums [n_rows][width/32].
 
@@ -315,20 +315,30 @@ void top_experts(const KernelTable& kernels, Request& request, Results& results)
   results.write(weights);
 }
 
-void top_candidates(const KernelTable& kernels, Request& request, Results& results) {
+void candidates(const KernelTable& kernels, Request& request, Results& results) {
   const int n = request.word<int>(), first_id = request.word<int>(), k = request.word<int>();
   const auto scale = request.word<float>();
-  const std::vector<float> values = request.array(n);
-  std::vector<float> top_values(k);
+  const std::vector<float> logits = request.array(n);
+  constexpr int kSurveyed = 160;
+  std::vector<LogitSurvey> surveys((n + kSurveyed - 1) / kSurveyed);
+  for (int i = 0; i < n; i += 16)
+    kernels.survey_logits(&logits[i], std::min(16, n - i), scale, i % kSurveyed == 0, surveys[i / kSurveyed]);
+  std::vector<float> values(k);
   std::vector<int> ids(k);
-  float maximum, exp_sum;
-  const int count = kernels.top_candidates(values.data(), n, first_id, k, scale, top_values.data(), ids.data(),
-                                           &maximum, &exp_sum);
-  results.write_one(count);
-  results.write(top_values);
+  CandidateHeap best{values.data(), ids.data(), 0, k};
+  const float log_sum_exp = kernels.search_logits(logits.data(), n, first_id, scale, surveys.data(),
+                                                  static_cast<int>(surveys.size()), best);
+  // A heap's order depends on how it came to be.
+  std::vector<std::pair<float, int>> ranked(k, {-std::numeric_limits<float>::infinity(), -1});
+  for (int i = 0; i < best.size; i++) ranked[i] = {values[i], ids[i]};
+  std::sort(ranked.begin(), ranked.begin() + best.size, [](const auto& a, const auto& b) {
+    return a.first > b.first || (a.first == b.first && a.second < b.second);
+  });
+  for (int i = 0; i < k; i++) values[i] = ranked[i].first, ids[i] = ranked[i].second;
+  results.write_one(best.size);
+  results.write(values);
   results.write(ids);
-  results.write_one(maximum);
-  results.write_one(exp_sum);
+  results.write_one(log_sum_exp);
 }
 
 void answer(const KernelTable& kernels, const std::string& kernel, Request& request, Results& results) {
@@ -348,8 +358,8 @@ void answer(const KernelTable& kernels, const std::string& kernel, Request& requ
     attention(kernels, request, results);
   else if (kernel == "top_experts")
     top_experts(kernels, request, results);
-  else if (kernel == "top_candidates")
-    top_candidates(kernels, request, results);
+  else if (kernel == "candidates")
+    candidates(kernels, request, results);
   else
     fail("unknown kernel " + kernel);
 }

@@ -327,7 +327,7 @@ def _check_top_experts(logits: Floats, k: int, normalize: int, results: tuple[Ar
     np.testing.assert_allclose(weights, expected, rtol=3e-6)
 
 
-def top_candidates_cases() -> list[Case]:
+def candidates_cases() -> list[Case]:
     """Few and many values, and fewer than are asked for; distinct, sorted, full of ties, all or almost all equal."""
     rng = np.random.default_rng(7)
     cases = []
@@ -338,27 +338,32 @@ def top_candidates_cases() -> list[Case]:
         normal = rng.standard_normal(n, dtype=np.float32) * np.float32(4)
         few = np.where(rng.random(n) < 10 / n, normal, np.float32(-np.inf))
         few[-1] = 1
-        for values in (normal, np.round(normal), np.sort(normal), -np.sort(normal), np.full(n, -2, np.float32), few):
+        damaged = np.where(rng.random(n) < 0.2, np.float32(np.nan), normal)
+        uniform = np.full(n, -2, np.float32)
+        for values in (normal, np.round(normal), np.sort(normal), -np.sort(normal), uniform, few, damaged):
             request = Request(
-                f"top_candidates {n} {first_id} {k} {scale}",
+                f"candidates {n} {first_id} {k} {scale}",
                 (values,),
-                (("i4", (1,)), ("f4", (k,)), ("i4", (k,)), ("f4", (1,)), ("f4", (1,))),
+                (("i4", (1,)), ("f4", (k,)), ("i4", (k,)), ("f4", (1,))),
             )
-            cases.append(Case(request, partial(_check_top_candidates, values, first_id, k, scale)))
+            cases.append(Case(request, partial(_check_candidates, values, first_id, k, scale)))
     return cases
 
 
-def _check_top_candidates(values: Floats, first_id: int, k: int, scale: float, results: tuple[Array, ...]) -> None:
-    (count,), top_values, ids, (maximum,), (exp_sum,) = results
-    assert count == min(k, len(values))
-    # Of equal values the lower id ranks first.
-    best = np.lexsort((np.arange(len(values)), -values))[:count]
-    order = np.lexsort((ids[:count], -top_values[:count]))
-    np.testing.assert_array_equal(ids[:count][order], first_id + best)
-    np.testing.assert_array_equal(top_values[:count][order], values[best])
-    assert maximum == values.max()
-    expected = np.exp((values.astype(np.float64) - values.max()) * np.float32(scale)).sum()
-    np.testing.assert_allclose(exp_sum, expected, rtol=3e-6)
+def _check_candidates(values: Floats, first_id: int, k: int, scale: float, results: tuple[Array, ...]) -> None:
+    (count,), top_values, ids, (log_sum_exp,) = results
+    # Of equal values the lower id ranks first; what is no number ranks nowhere.
+    numbers = np.flatnonzero(~np.isnan(values))
+    assert count == min(k, len(numbers))
+    best = numbers[np.lexsort((numbers, -values[numbers]))][:count]
+    np.testing.assert_array_equal(ids[:count], first_id + best)
+    np.testing.assert_array_equal(top_values[:count], values[best])
+    if len(numbers) < len(values):
+        assert np.isnan(log_sum_exp)
+        return
+    scaled = values.astype(np.float64) * np.float32(scale)
+    expected = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
+    np.testing.assert_allclose(log_sum_exp, expected, rtol=1e-6, atol=3e-6)
 
 
 def all_cases() -> dict[str, list[Case]]:
@@ -371,7 +376,7 @@ def all_cases() -> dict[str, list[Case]]:
         "top_experts": top_experts_cases(),
         "f32_to_f16": f32_to_f16_cases(),
         **{f"attention_{type.value}": attention_cases(type) for type in CacheType},
-        "top_candidates": top_candidates_cases(),
+        "candidates": candidates_cases(),
         "matmul_q80_extremes": extreme_matmul_cases(),
     }
     for weight_type in FloatType:

@@ -250,11 +250,16 @@ void add_rms_norm(Program& program, const ActivationBuffer& x, const ActivationB
   program.add(make_rms_norm(program.kernels(), x, add ? *add : ActivationBuffer{}, weight.data(), out, epsilon));
 }
 
-void add_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& weight, const ActivationBuffer& out,
-                int out_column) {
+std::unique_ptr<Op> matmul_of(const Program& program, const ActivationBuffer& x, const PackedWeight& weight,
+                              const ActivationBuffer& out, int out_column) {
   require(x.width == weight.n_columns && out.f32 && out_column >= 0 && out_column + weight.n_rows <= out.width,
           "shapes of a matmul differ");
-  program.add(make_matmul(program.kernels(), x, weight, out, out_column));
+  return make_matmul(program.kernels(), x, weight, out, out_column);
+}
+
+void add_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& weight, const ActivationBuffer& out,
+                int out_column) {
+  program.add(matmul_of(program, x, weight, out, out_column));
 }
 
 void add_gated_matmul(Program& program, const ActivationBuffer& x, const PackedWeight& gate, const PackedWeight& up,
@@ -342,13 +347,17 @@ void add_expert_matmul(Program& program, const ActivationBuffer& x, const Activa
 }
 
 void add_top_candidates(Program& program, const ActivationBuffer& logits, const ActivationBuffer& values,
-                        const ActivationBuffer& ids, const ActivationBuffer& log_sum_exp, int first_id) {
+                        const ActivationBuffer& ids, const ActivationBuffer& log_sum_exp, int first_id,
+                        const ActivationBuffer* x, const PackedWeight* head) {
   require(logits.f32 && values.f32 && ids.i32 && log_sum_exp.f32 && values.width == ids.width &&
               values.width <= logits.width && log_sum_exp.width == 1,
           "shapes of a candidate search differ");
-  auto work = make_candidate_work(program.sizes().max_logit_rows, logits.width, values.width);
-  program.add(make_candidate_search(program.kernels(), logits, first_id, work));
-  program.add(make_candidate_join(values, ids, log_sum_exp, work));
+  require((x == nullptr) == (head == nullptr) && (!head || head->n_rows == logits.width),
+          "a survey that makes the logits needs what they are made of");
+  auto work = make_candidate_work(program.sizes().max_logit_rows, logits.width);
+  auto matmul = head ? matmul_of(program, *x, *head, logits, 0) : nullptr;
+  program.add(make_candidate_survey(program.kernels(), logits, work, std::move(matmul)));
+  program.add(make_candidate_search(program.kernels(), logits, values, ids, log_sum_exp, first_id, work));
 }
 
 }  // namespace
@@ -456,7 +465,8 @@ PYBIND11_MODULE(_native, m) {
       .def("add_expert_sort", &add_expert_sort, "ids"_a, "work"_a)
       .def("add_expert_gated_matmul", &add_expert_gated_matmul, "x"_a, "gate"_a, "up"_a, "out"_a, "gelu"_a, "work"_a)
       .def("add_expert_matmul", &add_expert_matmul, "x"_a, "weights"_a, "down"_a, "out"_a, "work"_a)
-      .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a)
+      .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a,
+           "x"_a = nullptr, "head"_a = nullptr, "`x` and `head`: of the matmul that makes the logits; None: they are there.")
       .def_property_readonly("n_ops", &Program::n_ops)
       .def("run", &run, "step"_a, "begin"_a, "end"_a)
       .def("run_timed", &run_timed, "step"_a, "begin"_a, "end"_a, "seconds"_a.noconvert());

@@ -1,42 +1,68 @@
-// The k best of many logits by a bounded heap; needs one simd_*.hpp and rows.inl included before.
+// The k best of many logits by a bounded heap, and their log-sum-exp; needs one simd_*.hpp and rows.inl included before.
 
 namespace {
+
+// The highest of no logits. Not minus infinity, whose difference with itself is no number.
+constexpr float kLowest = -3.4028235e38f;
 
 // Whether (value, id) ranks below (other_value, other_id): smaller, or equal with a higher id.
 inline bool ranks_below(float value, int id, float other_value, int other_id) {
   return value < other_value || (value == other_value && id > other_id);
 }
 
-// A binary heap with the lowest-ranking pair on top.
-struct CandidateHeap {
-  float* values;
-  int* ids;
-  int size, capacity;
+inline bool ranks_below(const CandidateHeap& heap, int a, int b) {
+  return ranks_below(heap.values[a], heap.ids[a], heap.values[b], heap.ids[b]);
+}
 
-  bool below(int a, int b) const { return ranks_below(values[a], ids[a], values[b], ids[b]); }
-  void swap(int a, int b) {
-    const float value = values[a];
-    const int id = ids[a];
-    values[a] = values[b], ids[a] = ids[b];
-    values[b] = value, ids[b] = id;
+inline void swap(CandidateHeap& heap, int a, int b) {
+  const float value = heap.values[a];
+  const int id = heap.ids[a];
+  heap.values[a] = heap.values[b], heap.ids[a] = heap.ids[b];
+  heap.values[b] = value, heap.ids[b] = id;
+}
+
+inline void push(CandidateHeap& heap, float value, int id) {
+  int i = heap.size++;
+  heap.values[i] = value, heap.ids[i] = id;
+  for (; i > 0 && ranks_below(heap, i, (i - 1) / 2); i = (i - 1) / 2) swap(heap, i, (i - 1) / 2);
+}
+
+inline void replace_top(CandidateHeap& heap, float value, int id) {
+  heap.values[0] = value, heap.ids[0] = id;
+  for (int i = 0;;) {
+    int lowest = i;
+    for (int child = 2 * i + 1; child <= 2 * i + 2; child++)
+      if (child < heap.size && ranks_below(heap, child, lowest)) lowest = child;
+    if (lowest == i) return;
+    swap(heap, i, lowest);
+    i = lowest;
   }
-  void push(float value, int id) {
-    int i = size++;
-    values[i] = value, ids[i] = id;
-    for (; i > 0 && below(i, (i - 1) / 2); i = (i - 1) / 2) swap(i, (i - 1) / 2);
+}
+
+inline void add_candidate(CandidateHeap& heap, float value, int id) {
+  if (heap.size < heap.capacity)
+    push(heap, value, id);
+  else if (ranks_below(heap.values[0], heap.ids[0], value, id))
+    replace_top(heap, value, id);
+}
+
+// In few instructions, and without a branch that depends on the logits: it runs while memory streams the head's weights,
+// and whatever keeps the processor from looking ahead holds that up.
+void survey_logits(const float* logits, int n, float scale, bool begins, LogitSurvey& survey) {
+  float padded[16];
+  if (n < 16) {
+    for (int i = 0; i < 16; i++) padded[i] = i < n ? logits[i] : -INFINITY;
+    logits = padded;
   }
-  void replace_top(float value, int id) {
-    values[0] = value, ids[0] = id;
-    for (int i = 0;;) {
-      int lowest = i;
-      for (int child = 2 * i + 1; child <= 2 * i + 2; child++)
-        if (child < size && below(child, lowest)) lowest = child;
-      if (lowest == i) return;
-      swap(i, lowest);
-      i = lowest;
-    }
-  }
-};
+  const F32x16 values = load(logits);
+  const F32x16 highest = begins ? set1(kLowest) : load(survey.maxima);
+  const F32x16 sums = begins ? set1(0) : load(survey.exp_sums);
+  // The higher of value and maximum has exp(0), the lower this.
+  const F32x16 lower = exp(mul(sub(set1(0), abs(sub(values, highest))), set1(scale)));
+  store(survey.exp_sums, pick_greater(values, highest, fma(sums, lower, set1(1)), add(sums, lower)));
+  // If a value is NaN, the maximum is NaN from then on (ARM), or what it was (all others).
+  store(survey.maxima, max(values, highest));
+}
 
 // Reorders the values, none of which is NaN. Source: Hoare, "Algorithm 65: Find" (1961). Not std::nth_element: the linker
 // would keep one copy of it, compiled for any of the instruction sets, and use it for all.
@@ -62,57 +88,53 @@ inline float kth_largest(float* values, int n, int k) {
   return values[k - 1];
 }
 
-// A value that at least k of n values reach and few others do; -infinity when n is too small for it to pay. Found in the
-// maxima of many pieces: the k-th largest of those.
-inline float lower_bound(const float* values, int n, int k) {
-  constexpr int kPieces = 16, kMaxima = kPieces * 16;
-  const int n_vectors = n / 16;
-  if (k > kMaxima / 2 || n_vectors < 2 * kPieces) return -INFINITY;
-  float maxima[kMaxima];
-  for (int piece = 0; piece < kPieces; piece++) {
-    F32x16 highest = set1(-INFINITY);
-    for (int i = n_vectors * piece / kPieces; i < n_vectors * (piece + 1) / kPieces; i++)
-      highest = max(load(values + 16 * i), highest);
-    store(maxima + 16 * piece, highest);
+// A value that at least k of the logits reach and few others do: the k-th largest of up to 512 maxima. -infinity where
+// there are fewer than k.
+inline float lower_bound(const LogitSurvey* surveys, int n_surveys, int k) {
+  constexpr int kMost = 32;
+  float maxima[16 * kMost];
+  const int n = n_surveys < kMost ? n_surveys : kMost;
+  if (k > 16 * n) return -INFINITY;
+  for (int i = 0; i < n_surveys; i++) {
+    const F32x16 before = i < kMost ? set1(kLowest) : load(maxima + i % kMost * 16), these = load(surveys[i].maxima);
+    store(maxima + i % kMost * 16, pick_greater(these, before, these, before));  // not NaN
   }
-  for (float& maximum : maxima)
-    if (maximum != maximum) maximum = -INFINITY;
-  return kth_largest(maxima, kMaxima, k);
+  const float bound = kth_largest(maxima, 16 * n, k);
+  return bound > kLowest ? bound : -INFINITY;
 }
 
-int top_candidates(const float* values, int n, int first_id, int k, float scale, float* top_values, int* top_ids,
-                   float* maximum, float* exp_sum) {
-  constexpr int kLook = 64;  // values that are looked at together first
-  CandidateHeap heap{top_values, top_ids, 0, k};
-  const float bound = lower_bound(values, n, k);
-  float highest = -INFINITY;
+// log(sum(exp(v * scale))) of all logits; NaN where one is.
+inline float log_sum_exp(const LogitSurvey* surveys, int n_surveys, float scale) {
+  F32x16 lanes = set1(kLowest), sums = set1(0);
+  for (int i = 0; i < n_surveys; i++) lanes = max(load(surveys[i].maxima), lanes);
+  const float highest = reduce_max(lanes);
+  for (int i = 0; i < n_surveys; i++) {
+    const F32x16 weights = exp(mul(sub(load(surveys[i].maxima), set1(highest)), set1(scale)));
+    sums = fma(load(surveys[i].exp_sums), weights, sums);
+  }
+  const double sum = reduce_add(sums);
+  if (sum != sum) return NAN;
+  const double most = highest > kLowest ? highest : -INFINITY;
+  return static_cast<float>(most * scale + std::log(sum));
+}
+
+float search_logits(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int n_surveys,
+                    CandidateHeap& best) {
+  constexpr int kLook = 64;  // logits that are looked at together first
+  float bound = lower_bound(surveys, n_surveys, best.capacity);
   for (int begin = 0; begin < n; begin += kLook) {
     const int end = n - begin < kLook ? n : begin + kLook;
     if (end - begin == kLook) {
-      // If a value is NaN, the maximum with it is NaN from then on, which is not below the bound (ARM), or the second
-      // operand, which is what was highest so far (all others).
+      // With a NaN this is NaN, which is not below the bound (ARM), or the highest of the others (all others).
       F32x16 lanes = set1(-INFINITY);
-      for (int i = begin; i < end; i += 16) lanes = max(load(values + i), lanes);
+      for (int i = begin; i < end; i += 16) lanes = max(load(logits + i), lanes);
       if (reduce_max(lanes) < bound) continue;
     }
-    for (int i = begin; i < end; i++) {
-      const float value = values[i];
-      if (!(value >= bound)) continue;  // NaN ranks nowhere
-      highest = value > highest ? value : highest;
-      if (heap.size < k)
-        heap.push(value, first_id + i);
-      else if (value > heap.values[0])
-        heap.replace_top(value, first_id + i);
-    }
+    for (int i = begin; i < end; i++)
+      if (logits[i] >= bound) add_candidate(best, logits[i], first_id + i);  // NaN ranks nowhere
+    if (best.size == best.capacity) bound = best.values[0];
   }
-  *maximum = highest;
-  F32x16 sums = set1(0);
-  int i = 0;
-  for (; i + 16 <= n; i += 16) sums = add(sums, exp(mul(sub(load(values + i), set1(*maximum)), set1(scale))));
-  float total = reduce_add(sums);
-  for (; i < n; i++) total += exp_of((values[i] - *maximum) * scale);
-  *exp_sum = total;
-  return heap.size;
+  return log_sum_exp(surveys, n_surveys, scale);
 }
 
 }  // namespace

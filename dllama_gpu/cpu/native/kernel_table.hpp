@@ -123,6 +123,19 @@ struct AttentionPartial {
   float* out;  // [padded_head_dim]
 };
 
+// What is known of some logits of a row, for each of 16 lanes of every 16th: their maximum, and sum(exp((v - maximum) *
+// scale)).
+struct LogitSurvey {
+  float maxima[16], exp_sums[16];
+};
+
+// The best logits so far and their ids, the worst on top.
+struct CandidateHeap {
+  float* values;  // [capacity]
+  int* ids;       // [capacity]
+  int size, capacity;
+};
+
 struct KernelTable {
   const char* name;
 
@@ -150,9 +163,12 @@ struct KernelTable {
   // The k experts with the largest of n logits, the largest first (lowest id first among equals), and their softmax over
   // all n, or over the k alone. A logit that is no finite number makes all weights NaN.
   void (*top_experts)(const float* logits, int n, int k, bool normalize, int* ids, float* weights);
-  // The k largest of n values as (value, id) pairs in no particular order, and max and sum(exp((v - max) * scale)).
-  int (*top_candidates)(const float* values, int n, int first_id, int k, float scale, float* top_values, int* top_ids,
-                        float* maximum, float* exp_sum);
+  // Takes in the next n logits of a row, at most 16; first, with `begins`, forgets all others.
+  void (*survey_logits)(const float* logits, int n, float scale, bool begins, LogitSurvey& survey);
+  // The best of a row's n logits, which n_surveys surveys know: fills `best`, the id of whose first logit is first_id, and
+  // returns log(sum(exp(v * scale))); NaN where a logit is NaN, which is never among the best.
+  float (*search_logits)(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int n_surveys,
+                         CandidateHeap& best);
 };
 
 const KernelTable* kernels_plain();

@@ -8,12 +8,14 @@
 namespace {
 using dllama::AttentionArgs;
 using dllama::AttentionPartial;
+using dllama::CandidateHeap;
 using dllama::PositionSpan;
 using dllama::fetch_line_early;
 using dllama::kAttentionChunk;
 using dllama::kBlock;
 using dllama::kGroupRows;
 using dllama::kTileRows;
+using dllama::LogitSurvey;
 using dllama::MatmulArgs;
 using dllama::PackedWeight;
 using dllama::PairLayout;
@@ -50,7 +52,8 @@ constexpr dllama::KernelTable make_table(const char* name) {
           {attention_chunk<F16Cache>, attention_chunk<Q80Cache>, attention_chunk<F32Cache>},
           attention_merge,
           top_experts,
-          top_candidates};
+          survey_logits,
+          search_logits};
 }
 
 }  // namespace

@@ -64,12 +64,14 @@ std::unique_ptr<Op> make_expert_matmul(const KernelTable& kernels, const Activat
 std::unique_ptr<Op> make_expert_sum(const ActivationBuffer& weights, const ActivationBuffer& out,
                                     std::shared_ptr<ExpertWork> work);
 
-// Candidates take two ops as well: the best of every stretch of the vocabulary, then the best of those.
+// Candidates take two ops as well: a survey of the logits, then the search for the best. `matmul`, which may be null, makes the logits; the survey then runs it.
 struct CandidateWork;
-std::shared_ptr<CandidateWork> make_candidate_work(int max_rows, int vocab_size, int k);
-std::unique_ptr<Op> make_candidate_search(const KernelTable& kernels, const ActivationBuffer& logits, int first_id,
+std::shared_ptr<CandidateWork> make_candidate_work(int max_rows, int vocab_size);
+std::unique_ptr<Op> make_candidate_survey(const KernelTable& kernels, const ActivationBuffer& logits,
+                                          std::shared_ptr<CandidateWork> work, std::unique_ptr<Op> matmul);
+std::unique_ptr<Op> make_candidate_search(const KernelTable& kernels, const ActivationBuffer& logits,
+                                          const ActivationBuffer& values, const ActivationBuffer& ids,
+                                          const ActivationBuffer& log_sum_exp, int first_id,
                                           std::shared_ptr<CandidateWork> work);
-std::unique_ptr<Op> make_candidate_join(const ActivationBuffer& values, const ActivationBuffer& ids,
-                                        const ActivationBuffer& log_sum_exp, std::shared_ptr<CandidateWork> work);
 
 }  // namespace dllama

@@ -80,6 +80,11 @@ inline float reduce_max(F32x16 a) {
   const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
 }
+// Lane by lane, c where a > b and d elsewhere.
+inline F32x16 pick_greater(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  return {_mm256_blendv_ps(d.lo, c.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+          _mm256_blendv_ps(d.hi, c.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
+}
 // Rounds to nearest even and stores 16 int8; returns the sum.
 inline int store_i8(int8_t* p, F32x16 a) {
   const __m256i lo = _mm256_cvtps_epi32(a.lo), hi = _mm256_cvtps_epi32(a.hi);

@@ -63,6 +63,10 @@ inline float reduce_add(F32x16 a) {
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
 inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+// Lane by lane, c where a > b and d elsewhere.
+inline F32x16 pick_greater(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), d.v, c.v)};
+}
 // Rounds to nearest even and stores 16 int8; returns the sum.
 inline int store_i8(int8_t* p, F32x16 a) {
   const __m512i q = _mm512_cvtps_epi32(a.v);

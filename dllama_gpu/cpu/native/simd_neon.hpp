@@ -84,6 +84,10 @@ inline float reduce_add(F32x16 a) {
 inline float reduce_max(F32x16 a) {
   return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.q[0], a.q[2]), vmaxq_f32(a.q[1], a.q[3])));
 }
+// Lane by lane, c where a > b and d elsewhere.
+inline F32x16 pick_greater(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  return quarters([&](int i) { return vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), c.q[i], d.q[i]); });
+}
 // Rounds to nearest even and stores 16 int8; returns the sum.
 inline int store_i8(int8_t* p, F32x16 a) {
   const int32x4_t q0 = vcvtnq_s32_f32(a.q[0]), q1 = vcvtnq_s32_f32(a.q[1]);

@@ -74,6 +74,8 @@ inline float reduce_max(F32x16 a) {
     for (int i = 0; i < n; i++) a.v[i] = a.v[i] > a.v[i + n] ? a.v[i] : a.v[i + n];
   return a.v[0];
 }
+// Lane by lane, c where a > b and d elsewhere.
+inline F32x16 pick_greater(F32x16 a, F32x16 b, F32x16 c, F32x16 d) { DLLAMA_LANES(a.v[i] > b.v[i] ? c.v[i] : d.v[i]); }
 // Rounds to nearest even and stores 16 int8; returns the sum.
 inline int store_i8(int8_t* p, F32x16 a) {
   int sum = 0;
