@@ -107,22 +107,48 @@ inline void score_queries(const AttentionArgs& args, const float* queries, int b
   for (; p < end; p += 16) score_blocks<Cache, Q, 1>(args, queries, begin, p, scores, ahead);
 }
 
-// Turns scores [seen.begin, seen.end) into exp(score - maximum), and those around them from `first` to `end`, both
-// multiples of 16, into zero.
-inline void soften(float* scores, PositionSpan seen, int first, int end, AttentionPartial& partial) {
-  for (int i = first; i < seen.begin; i++) scores[i] = scores[seen.begin];
-  for (int i = seen.end; i < end; i++) scores[i] = scores[seen.begin];
-  F32x16 highest = load(scores + first);
-  for (int i = first + 16; i < seen.end; i += 16) highest = max(highest, load(scores + i));
-  partial.maximum = reduce_max(highest);
-  F32x16 sums = set1(0);
-  for (int i = first; i < end; i += 16) {
-    store(scores + i, exp(sub(load(scores + i), set1(partial.maximum))));
-    for (int j = i; j < i + 16 && j < seen.begin; j++) scores[j] = 0;
-    for (int j = i > seen.end ? i : seen.end; j < i + 16; j++) scores[j] = 0;
-    sums = add(sums, load(scores + i));
+inline void fill(float* row, int begin, int end, float value) {
+  for (int i = begin; i < end; i++) row[i] = value;
+}
+
+// What is seen of no position.
+inline void become_empty(AttentionPartial& partial, int padded_head_dim) {
+  partial.maximum = -INFINITY;
+  partial.sum = 0;
+  fill(partial.out, 0, padded_head_dim, 0);
+}
+
+// Turns each query's scores [seen.begin, seen.end) into exp(score - maximum), and those around them from `first` to `end`,
+// both multiples of 16, into zero. The queries' chains of operations run side by side.
+template <int Q>
+inline void soften(float* scores, const PositionSpan (&seen)[Q], int first, int end, AttentionPartial* partials) {
+  F32x16 maxima[Q], sums[Q];
+  for (int q = 0; q < Q; q++) {
+    float* row = scores + q * kAttentionChunk;
+    fill(row, first, seen[q].begin, row[seen[q].begin]);
+    fill(row, seen[q].end, end, row[seen[q].begin]);
+    maxima[q] = load(row + first);
+    sums[q] = set1(0);
   }
-  partial.sum = reduce_add(sums);
+  for (int i = first + 16; i < end; i += 16)
+    for (int q = 0; q < Q; q++) maxima[q] = max(maxima[q], load(scores + q * kAttentionChunk + i));
+  for (int q = 0; q < Q; q++) {
+    partials[q].maximum = reduce_max(maxima[q]);
+    maxima[q] = set1(partials[q].maximum);
+  }
+  for (int i = first; i < end; i += 16)
+    for (int q = 0; q < Q; q++) {
+      float* at = scores + q * kAttentionChunk + i;
+      store(at, exp(sub(load(at), maxima[q])));
+    }
+  for (int q = 0; q < Q; q++) {
+    float* row = scores + q * kAttentionChunk;
+    fill(row, first, seen[q].begin, 0);
+    fill(row, seen[q].end, end, 0);
+  }
+  for (int i = first; i < end; i += 16)
+    for (int q = 0; q < Q; q++) sums[q] = add(sums[q], load(scores + q * kAttentionChunk + i));
+  for (int q = 0; q < Q; q++) partials[q].sum = reduce_add(sums[q]);
 }
 
 template <class Cache, int Q, int V>
@@ -168,27 +194,31 @@ inline void attend_queries(const AttentionArgs& args, const float* queries, int 
     first = spans[q].begin - begin < first ? spans[q].begin - begin : first;
     end = spans[q].end - begin > end ? spans[q].end - begin : end;
   }
+  if (first >= end) {
+    for (int q = 0; q < Q; q++) become_empty(partials[q], args.padded_head_dim);
+    return;
+  }
   first = first < 0 ? 0 : first / 16 * 16;
   const int padded_end = (end + 15) / 16 * 16;
   const size_t row_bytes = static_cast<size_t>(args.padded_head_dim) * Cache::kBytes;
   Ahead ahead{{args.v + static_cast<size_t>(begin + first) * row_bytes, args.v + static_cast<size_t>(begin + end) * row_bytes},
               args.then};
-  if (first < end) score_queries<Cache, Q>(args, queries, begin, first, end, scores, ahead);
+  score_queries<Cache, Q>(args, queries, begin, first, end, scores, ahead);
+  PositionSpan seen[Q];
+  bool sees[Q];
   for (int q = 0; q < Q; q++) {
-    const PositionSpan seen{spans[q].begin > begin ? spans[q].begin - begin : 0, spans[q].end - begin};
-    if (seen.begin < seen.end) {
-      soften(scores + q * kAttentionChunk, seen, first, padded_end, partials[q]);
-    } else {
-      partials[q].maximum = -INFINITY;
-      partials[q].sum = 0;
-      for (int i = first; i < padded_end; i++) scores[q * kAttentionChunk + i] = 0;
-    }
+    seen[q] = {spans[q].begin > begin ? spans[q].begin - begin : 0, spans[q].end - begin};
+    sees[q] = seen[q].begin < seen[q].end;
+    if (!sees[q]) seen[q] = {first, first + 1};  // something that can be computed with
   }
+  soften(scores, seen, first, padded_end, partials);
   int column = 0;
   for (; column + 16 * kValueVectors <= args.padded_head_dim; column += 16 * kValueVectors)
     weigh_columns<Cache, Q, kValueVectors>(args, scores, begin, first, end, column, partials, ahead);
   for (; column < args.padded_head_dim; column += 16)
     weigh_columns<Cache, Q, 1>(args, scores, begin, first, end, column, partials, ahead);
+  for (int q = 0; q < Q; q++)
+    if (!sees[q]) become_empty(partials[q], args.padded_head_dim);
 }
 
 template <class Cache>
