@@ -32,9 +32,9 @@ def measure_peer(job: Job, python: str, variables: Mapping[str, str] = _NONE) ->
     return measurement_from_json(run_module(python, PEER, to_json(job), variables=variables))
 
 
-def measure_read_rate(n_threads: int, n_bytes: int) -> float:
+def measure_read_rate(n_threads: int, n_bytes: int, n_passes: int) -> float:
     """Bytes per second of a plain read loop. Raises DllamaError when it fails."""
-    return float(run_module(sys.executable, "benchmarks.read_rate", str(n_threads), str(n_bytes)))
+    return float(run_module(sys.executable, "benchmarks.read_rate", str(n_threads), str(n_bytes), str(n_passes)))
 
 
 def why_no_peer(python: str) -> str | None:

@@ -108,6 +108,17 @@ def times_of_reading(work: Work, measurement: Measurement, read_rate: float, set
     return read_rate / (work.decode_bytes * rate(measurement, "decode", settings))
 
 
+def times_of_bound(work: Work, measurement: Measurement, read_rate: float, settings: Settings) -> float | None:
+    """Time of a decode token as a multiple of its bound: reading the weights, then computing all that reads none.
+
+    None where the latter is unknown.
+    """
+    beside = measurement.seconds_beside_weights
+    if beside is None:
+        return None
+    return 1 / (rate(measurement, "decode", settings) * (work.decode_bytes / read_rate + beside))
+
+
 def agreement(ours: Measurement, peer: Measurement) -> float:
     """Correlation of the logits that the two programs found after the same prompt: 1 when they compute the same."""
     return statistics.correlation(ours.logits, peer.logits)

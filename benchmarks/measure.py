@@ -56,6 +56,8 @@ class Measurement:
     """Bytes of the process, the interpreter and its libraries included."""
     logits: list[float]
     """N_LOGITS logits after the prompt, of token ids at equal distances."""
+    seconds_beside_weights: float | None = None
+    """Of one decode token: all that reads no weights, computed with what it needs in the cache. None where unknown."""
 
 
 class Runner(Protocol):

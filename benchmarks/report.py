@@ -5,7 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from benchmarks.findings import PHASES, Comparison, Results, Spread, agreement, rate, ratios, times_of_reading
+from benchmarks.findings import (
+    PHASES,
+    Comparison,
+    Results,
+    Spread,
+    agreement,
+    rate,
+    ratios,
+    times_of_bound,
+    times_of_reading,
+)
 from benchmarks.measure import Measurement
 
 _MIB = 2**20
@@ -89,6 +99,9 @@ def _bounds(results: Results) -> str:
         work, rounds = comparison.work, comparison.rounds
         ours = Spread.of(times_of_reading(work, one.ours, one.read_rate, settings) for one in rounds)
         peer = [times_of_reading(work, one.peer, one.read_rate, settings) for one in rounds if one.peer is not None]
+        bound = [times_of_bound(work, one.ours, one.read_rate, settings) for one in rounds]
+        known = Spread.of(times) if (times := _known(bound)) else None
+        beside = [one.ours.seconds_beside_weights for one in rounds]
         macs_per_token = work.prefill_macs / settings.prompt_tokens
         prefill = statistics.median(rate(one.ours, "prefill", settings) for one in rounds)
         decode = statistics.median(rate(one.ours, "decode", settings) for one in rounds)
@@ -100,6 +113,8 @@ def _bounds(results: Results) -> str:
                 f"{statistics.median(one.read_rate for one in rounds) / 1e9:.1f} GB/s",
                 f"{ours.median:.2f} ({spread_text(ours)})",
                 f"{statistics.median(peer):.2f}" if peer else _NONE,
+                f"{1e3 * statistics.median(seconds):.2f} ms" if (seconds := _known(beside)) else _NONE,
+                f"**{known.median:.2f}** ({spread_text(known)})" if known else _NONE,
                 f"{decode * work.decode_macs / 1e9:.0f}",
                 f"{prefill * macs_per_token / 1e9:.0f}",
             ]
@@ -111,10 +126,16 @@ def _bounds(results: Results) -> str:
         "read loop",
         f"decode time / time to read the weights, {_OURS}",
         _PEER,
+        f"beside the weights, {_OURS}",
+        f"decode time / both, {_OURS}",
         f"decode GMAC/s, {_OURS}",
         f"prefill GMAC/s, {_OURS}",
     ]
     return "## Against the machine's bounds\n\n" + table(header, rows)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _memory(results: Results) -> str:

@@ -135,9 +135,9 @@ def _compare(model: str, path: Path, n_threads: int, settings: Settings, peer_py
     read_bytes = min(max(work.decode_bytes, _READ_BYTES[0]), _READ_BYTES[1])
     rounds = []
     for index in range(settings.rounds):
-        before = children.measure_read_rate(n_threads, read_bytes)
+        before = children.measure_read_rate(n_threads, read_bytes, settings.decode_tokens)
         ours = children.measure_ours(job)
-        after = children.measure_read_rate(n_threads, read_bytes)
+        after = children.measure_read_rate(n_threads, read_bytes, settings.decode_tokens)
         peer = children.measure_peer(job, peer_python) if peer_python is not None else None
         if peer is not None and not agreement(ours, peer) > LEAST_AGREEMENT:
             raise DllamaError(

@@ -15,6 +15,14 @@ _LEAST_BYTES = 8
 def read_bandwidth(n_threads: int, n_bytes: int = 256 << 20, n_passes: int = 9) -> float:
     """Bytes per second that `n_threads` threads read together: the median of `n_passes` passes over `n_bytes`.
 
+    See `read_rates`.
+    """
+    return statistics.median(read_rates(n_threads, n_bytes, n_passes))
+
+
+def read_rates(n_threads: int, n_bytes: int, n_passes: int) -> list[float]:
+    """Bytes per second that `n_threads` threads read together, in each of `n_passes` passes over `n_bytes`.
+
     The same memory is read again and again, as weights are, so a cache that keeps a part of them between two tokens
     counts here as it does there. Raises DllamaError when the system refuses the memory.
     """
@@ -22,4 +30,4 @@ def read_bandwidth(n_threads: int, n_bytes: int = 256 << 20, n_passes: int = 9) 
     words.fill(1)  # pages that were never written all show the same zeros, which a cache holds
     pool = _native.ThreadPool(n_threads, False)
     _native.read_rate(pool, words)
-    return statistics.median(_native.read_rate(pool, words) for _ in range(n_passes))
+    return [_native.read_rate(pool, words) for _ in range(n_passes)]

@@ -108,6 +108,23 @@ class CpuProgram:
         step = self._step(batch)
         self._run_segments(lambda begin, end: self._program.run_timed(step, begin, end, seconds), batch, exchange)
 
+    def seconds_beside_weights(self, batch: Batch, n_times: int = 100) -> float:
+        """What a step takes beside reading its weights, if nothing else waits for memory.
+
+        The ops that read no matrix, each run `n_times` in a row, so that what it needs is in the cache; the median of
+        each, summed. Buffers and the rows' place in the KV cache mean nothing afterwards.
+        """
+        step = self._step(batch)
+        total = 0.0
+        for op in range(self._program.n_ops):
+            if self._program.streams_weights(op):
+                continue
+            seconds = np.zeros((n_times, self._program.n_ops))
+            for each in seconds:
+                self._program.run_timed(step, op, op + 1, each)
+            total += float(np.median(seconds[:, op]))
+        return total
+
     def _step(self, batch: Batch) -> _native.Step:
         """The batch for native code, which checks it itself: in Python that takes as long as some ops of a layer."""
         try:

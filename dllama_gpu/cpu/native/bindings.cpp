@@ -468,6 +468,7 @@ PYBIND11_MODULE(_native, m) {
       .def("add_top_candidates", &add_top_candidates, "logits"_a, "values"_a, "ids"_a, "log_sum_exp"_a, "first_id"_a,
            "x"_a = nullptr, "head"_a = nullptr, "`x` and `head`: of the matmul that makes the logits; None: they are there.")
       .def_property_readonly("n_ops", &Program::n_ops)
+      .def("streams_weights", &Program::streams_weights, "op"_a)
       .def("run", &run, "step"_a, "begin"_a, "end"_a)
       .def("run_timed", &run_timed, "step"_a, "begin"_a, "end"_a, "seconds"_a.noconvert());
 }

@@ -152,6 +152,7 @@ class Program final : public SharedWork {
   // The same; also adds the seconds each op took on the calling thread, waiting included, to seconds[op].
   void run_timed(const Step& step, size_t begin, size_t end, double* seconds);
   size_t n_ops() const { return ops_.size(); }
+  bool streams_weights(size_t op) const { return ops_.at(op)->reads().begin != nullptr; }
 
   void take_part(int thread) override;
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.children import why_no_peer
-from benchmarks.findings import Comparison, Contention, Results, Round, Settings, agreement, ratios, times_of_reading
+from benchmarks.findings import (
+    Comparison,
+    Contention,
+    Results,
+    Round,
+    Settings,
+    agreement,
+    ratios,
+    times_of_bound,
+    times_of_reading,
+)
 from benchmarks.machine import Machine
 from benchmarks.measure import N_LOGITS, Job, Measurement, job_from_json, measure, measurement_from_json, to_json
 from benchmarks.report import markdown
@@ -83,6 +93,27 @@ def test_decode_time_is_given_in_times_of_reading_the_weights() -> None:
     work = Work(decode_bytes=1000, decode_macs=0, prefill_macs=0)
     measured = _measurement(decode_seconds=20.0)  # 2 s a token
     assert times_of_reading(work, measured, 2000.0, SETTINGS) == pytest.approx(4.0)
+
+
+def test_the_bound_of_decode_is_reading_the_weights_and_computing_the_rest() -> None:
+    work = Work(decode_bytes=1000, decode_macs=0, prefill_macs=0)
+    measured = _measurement(decode_seconds=20.0)  # 2 s a token, of which reading takes half a second
+    assert times_of_bound(work, measured, 2000.0, SETTINGS) is None
+    measured = dataclasses.replace(measured, seconds_beside_weights=0.75)
+    assert times_of_bound(work, measured, 2000.0, SETTINGS) == pytest.approx(1.6)
+
+
+def test_the_report_shows_what_decode_does_beside_the_weights() -> None:
+    comparison = _comparison([(1.0, None)])
+    ours = dataclasses.replace(comparison.rounds[0].ours, seconds_beside_weights=0.05)
+    shown = dataclasses.replace(comparison, rounds=[dataclasses.replace(comparison.rounds[0], ours=ours)])
+    assert "50.00 ms | **2.00** (2.00–2.00)" in " ".join(_bounds_row(shown).split())
+    assert "| – | –" in " ".join(_bounds_row(comparison).split())
+
+
+def _bounds_row(comparison: Comparison) -> str:
+    report = markdown(Results("2026-01-01", MACHINE, SETTINGS, [comparison], []))
+    return report.partition("bounds")[2].splitlines()[4]
 
 
 def test_programs_that_compute_something_else_do_not_agree() -> None:

@@ -179,6 +179,18 @@ def test_only_rows_that_want_logits_get_them(source: ModelSource) -> None:
     program.run(Batch.of([Row(TOKENS[0], 0, 0)]))  # a step that wants none
 
 
+def test_what_a_step_takes_beside_its_weights_is_measured_without_the_matrices(source: ModelSource) -> None:
+    program = CpuDevice(n_threads=2).compile(build_graph(source.spec, source.tensors, options()), source)
+    native = program._program
+    streaming = [name for op, name in enumerate(program.op_names) if native.streams_weights(op)]
+    # The head's matmul is part of the search for candidates.
+    assert streaming == ["Matmul", "Matmul", "GatedMatmul", "Matmul"] * 3 + ["TopCandidates"]
+    batch = Batch.of([Row(1, 0, 3, True)])
+    assert 0 < program.seconds_beside_weights(batch, n_times=3) < 1
+    with pytest.raises(IndexError):
+        native.streams_weights(native.n_ops)
+
+
 def batch_of(rows: list[tuple[int, int]], logit_rows: list[int], temperatures: list[float]) -> Batch:
     """A batch of (slot, position) rows whose columns need not belong together."""
     slots, positions = (np.array([row[i] for row in rows], np.int32) for i in range(2))
