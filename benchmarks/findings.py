@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.machine import Machine
-from benchmarks.measure import Measurement
+from benchmarks.measure import Bound, Measurement
 from benchmarks.work import Work
 
 Phase = Literal["prefill", "decode"]
@@ -108,15 +108,19 @@ def times_of_reading(work: Work, measurement: Measurement, read_rate: float, set
     return read_rate / (work.decode_bytes * rate(measurement, "decode", settings))
 
 
-def times_of_bound(work: Work, measurement: Measurement, read_rate: float, settings: Settings) -> float | None:
-    """Time of a decode token as a multiple of its bound: reading the weights, then computing all that reads none.
+def times_of_own_reading(bound: Bound) -> float:
+    """The same from a process of ours, in which decode and the read loop took turns."""
+    return statistics.median(
+        decode / reading for decode, reading in zip(bound.decode_seconds, bound.reading_seconds, strict=True)
+    )
 
-    None where the latter is unknown.
-    """
-    beside = measurement.seconds_beside_weights
-    if beside is None:
-        return None
-    return 1 / (rate(measurement, "decode", settings) * (work.decode_bytes / read_rate + beside))
+
+def times_of_bound(bound: Bound) -> float:
+    """Time of a decode token as a multiple of its bound: reading the weights, then computing all that reads none."""
+    return statistics.median(
+        decode / (reading + bound.beside_seconds)
+        for decode, reading in zip(bound.decode_seconds, bound.reading_seconds, strict=True)
+    )
 
 
 def agreement(ours: Measurement, peer: Measurement) -> float:

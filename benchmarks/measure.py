@@ -42,6 +42,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What decode is held against, measured in its own process: some tokens and some passes of a read loop in turn."""
+
+    decode_seconds: list[float]
+    """Of a token, turn by turn."""
+    reading_seconds: list[float]
+    """Of a token's weights, turn by turn."""
+    beside_seconds: float
+    """Of a token: all that reads no weights, computed with what it needs in the cache."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a program did. Each repetition starts from an empty KV cache; the first one, a warm-up, is not listed."""
 
@@ -56,8 +68,8 @@ class Measurement:
     """Bytes of the process, the interpreter and its libraries included."""
     logits: list[float]
     """N_LOGITS logits after the prompt, of token ids at equal distances."""
-    seconds_beside_weights: float | None = None
-    """Of one decode token: all that reads no weights, computed with what it needs in the cache. None where unknown."""
+    bound: Bound | None = None
+    """None where it is not known."""
 
 
 class Runner(Protocol):
@@ -112,7 +124,9 @@ def job_from_json(text: str) -> Job:
 
 def measurement_from_json(text: str) -> Measurement:
     """The measurement that a child process wrote with `to_json`."""
-    return Measurement(**json.loads(text))
+    fields = json.loads(text)
+    bound = fields.pop("bound", None)
+    return Measurement(**fields, bound=None if bound is None else Bound(**bound))
 
 
 def to_json(item: Any) -> str:

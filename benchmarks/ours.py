@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measure import CPU, Job, job_from_json, measure, to_json
+from benchmarks.measure import CPU, Bound, Job, job_from_json, measure, to_json
+from benchmarks.work import read_loop_bytes, work_of_graph
 from dllama_gpu import __version__
+from dllama_gpu.cpu.bandwidth import ReadLoop
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.program import CpuProgram
 from dllama_gpu.graph.architectures import build_graph
@@ -17,6 +20,8 @@ from dllama_gpu.graph.batch import Batch, Device, Row
 from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 from launcher.guard import guarded
+
+_TURNS, _TURNS_A_REPETITION = 12, 4
 
 
 class OurRunner:
@@ -49,11 +54,24 @@ class OurRunner:
         logits: Sequence[float] = self._program.buffer("logits", 1)[0]
         return logits
 
-    def seconds_beside_weights(self, position: int) -> float | None:
-        """See `Measurement`. Unknown on a GPU. Nothing can be computed after it."""
-        if not isinstance(self._program, CpuProgram):
+    def bound(self, job: Job) -> Bound | None:
+        """What decode is held against, in the middle of the decoded positions. Unknown on a GPU."""
+        program = self._program
+        if not isinstance(program, CpuProgram):
             return None
-        return self._program.seconds_beside_weights(Batch.of([Row(0, 0, position, True)]))
+        n = max(1, job.decode_tokens // _TURNS_A_REPETITION)
+        middle = job.prompt_tokens + job.decode_tokens // 2
+        batches = [Batch.of([Row(i, 0, middle - n // 2 + i, True)]) for i in range(n)]
+        weights = work_of_graph(program.graph, 1).decode_bytes
+        loop = ReadLoop(job.n_threads, read_loop_bytes(weights))
+        decode, reading = [], []
+        for _ in range(_TURNS):
+            start = time.perf_counter()
+            for batch in batches:
+                program.run(batch)
+            decode.append((time.perf_counter() - start) / n)
+            reading.append(statistics.mean(weights / loop.rate() for _ in range(n)))
+        return Bound(decode, reading, program.seconds_beside_weights(batches[n // 2]))
 
 
 def _device(job: Job) -> tuple[Device, str, GraphOptions]:
@@ -74,8 +92,7 @@ def main() -> int:
     start = time.perf_counter()
     runner = OurRunner(job)
     found = measure(runner, job, time.perf_counter() - start)
-    beside = runner.seconds_beside_weights(job.prompt_tokens + job.decode_tokens // 2)
-    print(to_json(replace(found, seconds_beside_weights=beside)))
+    print(to_json(replace(found, bound=runner.bound(job))))
     return 0
 
 

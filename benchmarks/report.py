@@ -14,6 +14,7 @@ from benchmarks.findings import (
     rate,
     ratios,
     times_of_bound,
+    times_of_own_reading,
     times_of_reading,
 )
 from benchmarks.measure import Measurement
@@ -97,11 +98,8 @@ def _bounds(results: Results) -> str:
     rows = []
     for comparison in results.comparisons:
         work, rounds = comparison.work, comparison.rounds
-        ours = Spread.of(times_of_reading(work, one.ours, one.read_rate, settings) for one in rounds)
+        bounds = [one.ours.bound for one in rounds if one.ours.bound is not None]
         peer = [times_of_reading(work, one.peer, one.read_rate, settings) for one in rounds if one.peer is not None]
-        bound = [times_of_bound(work, one.ours, one.read_rate, settings) for one in rounds]
-        known = Spread.of(times) if (times := _known(bound)) else None
-        beside = [one.ours.seconds_beside_weights for one in rounds]
         macs_per_token = work.prefill_macs / settings.prompt_tokens
         prefill = statistics.median(rate(one.ours, "prefill", settings) for one in rounds)
         decode = statistics.median(rate(one.ours, "decode", settings) for one in rounds)
@@ -111,10 +109,10 @@ def _bounds(results: Results) -> str:
                 str(comparison.n_threads),
                 f"{work.decode_bytes / 1e6:.0f} MB",
                 f"{statistics.median(one.read_rate for one in rounds) / 1e9:.1f} GB/s",
-                f"{ours.median:.2f} ({spread_text(ours)})",
+                _median_and_spread(map(times_of_own_reading, bounds)),
                 f"{statistics.median(peer):.2f}" if peer else _NONE,
-                f"{1e3 * statistics.median(seconds):.2f} ms" if (seconds := _known(beside)) else _NONE,
-                f"**{known.median:.2f}** ({spread_text(known)})" if known else _NONE,
+                f"{1e3 * statistics.median(one.beside_seconds for one in bounds):.2f} ms" if bounds else _NONE,
+                _median_and_spread(map(times_of_bound, bounds)),
                 f"{decode * work.decode_macs / 1e9:.0f}",
                 f"{prefill * macs_per_token / 1e9:.0f}",
             ]
@@ -134,8 +132,12 @@ def _bounds(results: Results) -> str:
     return "## Against the machine's bounds\n\n" + table(header, rows)
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _median_and_spread(values: Iterable[float]) -> str:
+    numbers = list(values)
+    if not numbers:
+        return _NONE
+    spread = Spread.of(numbers)
+    return f"{spread.median:.2f} ({spread_text(spread)})"
 
 
 def _memory(results: Results) -> str:

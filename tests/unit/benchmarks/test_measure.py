@@ -19,10 +19,11 @@ from benchmarks.findings import (
     agreement,
     ratios,
     times_of_bound,
+    times_of_own_reading,
     times_of_reading,
 )
 from benchmarks.machine import Machine
-from benchmarks.measure import N_LOGITS, Job, Measurement, job_from_json, measure, measurement_from_json, to_json
+from benchmarks.measure import N_LOGITS, Bound, Job, Measurement, job_from_json, measure, measurement_from_json, to_json
 from benchmarks.report import markdown
 from benchmarks.synthetic import write_gguf
 from benchmarks.work import Work, work_of_model
@@ -96,19 +97,22 @@ def test_decode_time_is_given_in_times_of_reading_the_weights() -> None:
 
 
 def test_the_bound_of_decode_is_reading_the_weights_and_computing_the_rest() -> None:
-    work = Work(decode_bytes=1000, decode_macs=0, prefill_macs=0)
-    measured = _measurement(decode_seconds=20.0)  # 2 s a token, of which reading takes half a second
-    assert times_of_bound(work, measured, 2000.0, SETTINGS) is None
-    measured = dataclasses.replace(measured, seconds_beside_weights=0.75)
-    assert times_of_bound(work, measured, 2000.0, SETTINGS) == pytest.approx(1.6)
+    bound = Bound(decode_seconds=[2.0, 3.0, 9.0], reading_seconds=[1.0, 2.0, 3.0], beside_seconds=0.5)
+    assert times_of_own_reading(bound) == pytest.approx(2.0)
+    assert times_of_bound(bound) == pytest.approx(2.0 / 1.5)
 
 
-def test_the_report_shows_what_decode_does_beside_the_weights() -> None:
+def test_the_bound_survives_the_way_between_processes() -> None:
+    measured = dataclasses.replace(_measurement(1.0), bound=Bound([1.0], [0.5], 0.25))
+    assert measurement_from_json(to_json(measured)) == measured
+
+
+def test_the_report_shows_what_decode_is_held_against_where_it_is_known() -> None:
     comparison = _comparison([(1.0, None)])
-    ours = dataclasses.replace(comparison.rounds[0].ours, seconds_beside_weights=0.05)
+    ours = dataclasses.replace(comparison.rounds[0].ours, bound=Bound([0.2], [0.05], 0.05))
     shown = dataclasses.replace(comparison, rounds=[dataclasses.replace(comparison.rounds[0], ours=ours)])
-    assert "50.00 ms | **2.00** (2.00–2.00)" in " ".join(_bounds_row(shown).split())
-    assert "| – | –" in " ".join(_bounds_row(comparison).split())
+    assert "| 4.00 (4.00–4.00) | – | 50.00 ms | 2.00 (2.00–2.00) |" in " ".join(_bounds_row(shown).split())
+    assert "| – | – | – | – |" in " ".join(_bounds_row(comparison).split())
 
 
 def _bounds_row(comparison: Comparison) -> str:
