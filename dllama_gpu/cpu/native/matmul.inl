@@ -31,6 +31,19 @@ inline void store_outputs(float* out, F32x16 values, int n_valid) {
 
 namespace {
 
+#ifndef DLLAMA_NIBBLE_ROW
+// Both nibbles of packed bytes against one activation row.
+struct NibbleRow {
+  NibbleDot dot;
+  explicit NibbleRow(int32_t start) : dot(start) {}
+  void add(Bytes packed, const int8_t* low, const int8_t* high) {
+    dot.add(low_nibbles(packed), low);
+    dot.add(high_nibbles(packed), high);
+  }
+  F32x16 result() const { return dot.result(); }
+};
+#endif
+
 // A format says how one block (32 columns of 16 rows) turns into eight vectors of bytes, which of them meet activations
 // 4c..4c+3, and which dot product takes them.
 
@@ -46,6 +59,14 @@ struct NibbleFormat {
     const Bytes packed = load_bytes(block + 64 * load);
     low = low_nibbles(packed);
     high = high_nibbles(packed);
+  }
+  // A block against one activation row.
+  static F32x16 dot_row(const uint8_t* block, const Q80Rows& x, size_t index) {
+    const int8_t* a = x.quants + index * kBlock;
+    NibbleRow row(start(x, index));
+    DLLAMA_UNROLL
+    for (int i = 0; i < kLoads; i++) row.add(load_bytes(block + 64 * i), a + low_columns(i), a + high_columns(i));
+    return row.result();
   }
   // Activations that the two vectors of a load meet.
   static constexpr int low_columns(int load) { return 4 * load; }
@@ -63,15 +84,26 @@ struct ByteFormat {
     low = ByteDot::prepare(load_bytes(block + 128 * load));
     high = ByteDot::prepare(load_bytes(block + 128 * load + 64));
   }
+  static F32x16 dot_row(const uint8_t* block, const Q80Rows& x, size_t index) {
+    const int8_t* a = x.quants + index * kBlock;
+    Dot dot(start(x, index));
+    DLLAMA_UNROLL
+    for (int i = 0; i < kLoads; i++) {
+      Bytes low, high;
+      expand(block, i, low, high);
+      dot.add(low, a + low_columns(i));
+      dot.add(high, a + high_columns(i));
+    }
+    return dot.result();
+  }
   static constexpr int low_columns(int load) { return 8 * load; }
   static constexpr int high_columns(int load) { return 8 * load + 4; }
 };
 
 // Adds a block's dot product with activation row `index` to its sums.
 template <class Format>
-inline F32x16 add_block(F32x16 sums, const typename Format::Dot& dot, const Q80Rows& x, size_t index, F32x16 scale,
-                        const uint8_t* minima) {
-  sums = fma(mul(dot.result(), set1(x.scales[index])), scale, sums);
+inline F32x16 add_block(F32x16 sums, F32x16 dot, const Q80Rows& x, size_t index, F32x16 scale, const uint8_t* minima) {
+  sums = fma(mul(dot, set1(x.scales[index])), scale, sums);
   return Format::has_minimum ? fma(set1(x.scaled_sums[index]), load_halves(minima), sums) : sums;
 }
 
@@ -90,8 +122,10 @@ inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first,
     const uint8_t* minima = group + minima_at(Format::kPair, b);
     const F32x16 scale = load_halves(group + scales_at(Format::kPair, b));
     const size_t index = first + static_cast<size_t>(b) * height;
-    const int8_t* a = x.quants + index * kBlock;
-    if constexpr (T > 1 && kHoldsBlock) {
+    [[maybe_unused]] const int8_t* a = x.quants + index * kBlock;
+    if constexpr (T == 1) {
+      sums[0] = add_block<Format>(sums[0], Format::dot_row(block, x, index), x, index, scale, minima);
+    } else if constexpr (kHoldsBlock) {
       // The whole block stays in registers, and one activation row after the other passes it.
       Bytes low[4], high[4];
       DLLAMA_UNROLL
@@ -104,7 +138,7 @@ inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first,
           dot.add(low[i], a + t * kBlock + Format::low_columns(i));
           dot.add(high[i], a + t * kBlock + Format::high_columns(i));
         }
-        sums[t] = add_block<Format>(sums[t], dot, x, index + t, scale, minima);
+        sums[t] = add_block<Format>(sums[t], dot.result(), x, index + t, scale, minima);
       }
     } else {
       // All activation rows' dot products stay in registers, and one piece of the block after the other passes them.
@@ -122,7 +156,7 @@ inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first,
         }
       }
       DLLAMA_UNROLL
-      for (int t = 0; t < T; t++) sums[t] = add_block<Format>(sums[t], dots[t], x, index + t, scale, minima);
+      for (int t = 0; t < T; t++) sums[t] = add_block<Format>(sums[t], dots[t].result(), x, index + t, scale, minima);
     }
   }
   DLLAMA_UNROLL
@@ -150,6 +184,10 @@ void matmul_q80(const MatmulArgs& args, int group_begin, int group_end) {
     const uint8_t* group = args.weight.data + g * args.weight.group_stride;
     float* out = args.out + (g * kGroupRows - args.first_weight_row);
     const int n_valid = args.weight.n_rows - g * kGroupRows;
+    if (args.n_rows == 1) {  // decode: no tiles to look for
+      q80_tile<Format, 1>(args, group, 0, 1, out, n_valid);
+      continue;
+    }
     for (int tile = 0; tile < args.n_rows; tile += kTileRows) {
       const int height = tile_height(tile, args.n_rows);
       const int end = tile + height;

@@ -107,6 +107,20 @@ struct NibbleDot {
   F32x16 result() const { return {_mm512_cvtepi32_ps(sum)}; }
 };
 
+// Both nibbles of packed bytes against one activation row. The high ones stay where they are and count 16 fold, which spares
+// a shift for every load.
+#define DLLAMA_NIBBLE_ROW
+struct NibbleRow {
+  __m512i sum, sixteenfold = _mm512_setzero_si512();
+  explicit NibbleRow(int32_t start) : sum(_mm512_set1_epi32(start)) {}
+  void add(Bytes packed, const int8_t* low, const int8_t* high) {
+    const __m512i high_nibbles_in_place = _mm512_and_si512(packed.v, _mm512_set1_epi8(static_cast<char>(0xF0)));
+    sum = _mm512_dpbusd_epi32(sum, low_nibbles(packed).v, broadcast4(low));
+    sixteenfold = _mm512_dpbusd_epi32(sixteenfold, high_nibbles_in_place, broadcast4(high));
+  }
+  F32x16 result() const { return {_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_srai_epi32(sixteenfold, 4)))}; }
+};
+
 // The same for int8 weights. VPDPBUSD wants them unsigned: they are raised by 128, and the start makes up for it.
 struct ByteDot {
   __m512i sum;
