@@ -99,14 +99,20 @@ class CpuProgram:
     def run(self, batch: Batch, exchange: ExchangeHandler | None = None) -> None:
         """Computes one step; see `dllama_gpu.graph.batch.Program.run`."""
         step = self._step(batch)
-        self._run_segments(lambda begin, end: self._program.run(step, begin, end), batch, exchange)
+        for begin, end, wanted in self._segments:
+            self._program.run(step, begin, end)
+            if wanted is not None:
+                _handler(exchange)(wanted, batch)
 
     def run_timed(
         self, batch: Batch, seconds: npt.NDArray[np.float64], exchange: ExchangeHandler | None = None
     ) -> None:
         """The same; adds the seconds each native op took to `seconds` (len(op_names),), waiting included."""
         step = self._step(batch)
-        self._run_segments(lambda begin, end: self._program.run_timed(step, begin, end, seconds), batch, exchange)
+        for begin, end, wanted in self._segments:
+            self._program.run_timed(step, begin, end, seconds)
+            if wanted is not None:
+                _handler(exchange)(wanted, batch)
 
     def seconds_beside_weights(self, batch: Batch, n_times: int = 100) -> float:
         """What a step takes beside reading its weights, if nothing else waits for memory.
@@ -132,16 +138,6 @@ class CpuProgram:
         except ValueError:
             batch.check(self._graph)  # says in a sentence what is wrong
             raise
-
-    def _run_segments(
-        self, run_ops: Callable[[int, int], None], batch: Batch, exchange: ExchangeHandler | None
-    ) -> None:
-        for begin, end, wanted in self._segments:
-            run_ops(begin, end)
-            if wanted is not None:
-                if exchange is None:
-                    raise DllamaError("this graph is one node's share of a model; it runs only within a cluster")
-                exchange(wanted, batch)
 
     def buffer(self, name: str, n_rows: int) -> npt.NDArray[Any]:
         """See `dllama_gpu.graph.batch.Program.buffer`. Raises ValueError for an unknown name or too many rows."""
@@ -307,6 +303,12 @@ _EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {
     ExpertMatmul: CpuProgram._emit_expert_matmul,
     TopCandidates: CpuProgram._emit_top_candidates,
 }
+
+
+def _handler(exchange: ExchangeHandler | None) -> ExchangeHandler:
+    if exchange is None:
+        raise DllamaError("this graph is one node's share of a model; it runs only within a cluster")
+    return exchange
 
 
 def _round_up(n: int) -> int:
