@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import CPU, Bound, Job, job_from_json, measure, to_json
-from benchmarks.work import read_loop_bytes, work_of_graph
+from benchmarks.work import work_of_graph
 from dllama_gpu import __version__
-from dllama_gpu.cpu.bandwidth import ReadLoop
 from dllama_gpu.cpu.device import CpuDevice
 from dllama_gpu.cpu.program import CpuProgram
 from dllama_gpu.graph.architectures import build_graph
@@ -63,14 +62,13 @@ class OurRunner:
         middle = job.prompt_tokens + job.decode_tokens // 2
         batches = [Batch.of([Row(i, 0, middle - n // 2 + i, True)]) for i in range(n)]
         weights = work_of_graph(program.graph, 1).decode_bytes
-        loop = ReadLoop(job.n_threads, read_loop_bytes(weights))
         decode, reading = [], []
         for _ in range(_TURNS):
             start = time.perf_counter()
             for batch in batches:
                 program.run(batch)
             decode.append((time.perf_counter() - start) / n)
-            reading.append(statistics.mean(weights / loop.rate() for _ in range(n)))
+            reading.append(statistics.mean(weights / program.weight_read_rate() for _ in range(n)))
         return Bound(decode, reading, program.seconds_beside_weights(batches[n // 2]))
 
 

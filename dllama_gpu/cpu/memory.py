@@ -49,7 +49,7 @@ class Arena:
     """
 
     def __init__(self, n_bytes: int, what: str, *, is_sparse: bool = False) -> None:
-        self._memory = zeroed(n_bytes, what, is_sparse=is_sparse)
+        self.memory = zeroed(n_bytes, what, is_sparse=is_sparse)
         self._used = 0
 
     @staticmethod
@@ -60,6 +60,6 @@ class Arena:
     def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
         """The next `n_bytes`; the sizes taken, padded, must not exceed what the arena was made with."""
         start, self._used = self._used, self._used + self.padded(n_bytes)
-        if self._used > len(self._memory):
-            raise ValueError(f"an arena of {len(self._memory)} bytes has no room for {n_bytes} more")
-        return self._memory[start : start + n_bytes]
+        if self._used > len(self.memory):
+            raise ValueError(f"an arena of {len(self.memory)} bytes has no room for {n_bytes} more")
+        return self.memory[start : start + n_bytes]

@@ -51,6 +51,7 @@ class CpuProgram:
     def __init__(self, graph: Graph, weights: LoadedWeights, pool: _native.ThreadPool, kernels: str) -> None:
         self._graph = graph
         self._weights = weights
+        self._pool = pool
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._buffers: dict[str, _native.ActivationBuffer] = {}
         self._declared = {buffer.name: buffer for buffer in graph.buffers}
@@ -113,6 +114,11 @@ class CpuProgram:
             self._program.run_timed(step, begin, end, seconds)
             if wanted is not None:
                 _handler(exchange)(wanted, batch)
+
+    def weight_read_rate(self) -> float:
+        """Bytes per second of a plain read loop over the matrices, where they lie, on the program's threads."""
+        matrices = self._weights.matrices
+        return _native.read_rate(self._pool, matrices[: len(matrices) // 8 * 8].view(np.uint64))
 
     def seconds_beside_weights(self, batch: Batch, n_times: int = 100) -> float:
         """What a step takes beside reading its weights, if nothing else waits for memory.

@@ -50,6 +50,8 @@ class LoadedWeights:
     """Norm weights and biases, f32 (n,)."""
     arrays: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     packed_bytes: int = 0
+    matrices: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    """The memory of all packed matrices, in the order in which a step reads them."""
 
 
 def load_weights(
@@ -62,7 +64,7 @@ def load_weights(
     packed, looked_up, vectors = _uses(graph)
     loaded = LoadedWeights()
     total = sum(_stored_bytes(weight) for weight in graph.weights)
-    places = _places(graph, packed)
+    places, loaded.matrices = _places(graph, packed)
     done = 0
     for weight in graph.weights:
         if weight.name in vectors:
@@ -107,8 +109,8 @@ class _Place:
     """Bytes from the end of a group to the start of the next one, where groups of another matrix lie."""
 
 
-def _places(graph: Graph, packed: set[str]) -> dict[str, _Place]:
-    """Memory for all packed weights, in the order in which a step reads them.
+def _places(graph: Graph, packed: set[str]) -> tuple[dict[str, _Place], npt.NDArray[np.uint8]]:
+    """Where each packed weight goes, and the memory of all, in the order in which a step reads them.
 
     A gate and its up-projection are read together, so their groups take turns: memory is fastest when a thread reads it
     from front to back.
@@ -127,7 +129,7 @@ def _places(graph: Graph, packed: set[str]) -> dict[str, _Place]:
             places[up.name] = _Place(memory[gate_bytes:], gate_bytes)
         elif name not in ups:
             places[name] = _Place(arena.take(_packed_bytes(weight)))
-    return places
+    return places, arena.memory
 
 
 def _pairs(graph: Graph) -> dict[str, str]:

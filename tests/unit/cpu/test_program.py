@@ -187,6 +187,7 @@ def test_what_a_step_takes_beside_its_weights_is_measured_without_the_matrices(s
     assert streaming == ["Matmul", "Matmul", "GatedMatmul", "Matmul"] * 3 + ["TopCandidates"]
     batch = Batch.of([Row(1, 0, 3, True)])
     assert 0 < program.seconds_beside_weights(batch, n_times=3) < 1
+    assert program.weight_read_rate() > 0
     with pytest.raises(IndexError):
         native.streams_weights(native.n_ops)
 
