@@ -107,8 +107,8 @@ void Program::start(const Step& step, size_t begin, size_t end) {
 
 int Program::share_of(int units, int thread) const { return first_of_share(units, thread, pool_->n_threads()); }
 
-// Where the second portion of a thread's share begins, or the only one.
-int Program::second_portion(int units, int thread) const {
+// Where the second half of a thread's share begins; a share of one unit is all second half.
+int Program::second_half(int units, int thread) const {
   const int first = share_of(units, thread), n = share_of(units, thread + 1) - first;
   return n == 1 ? first : first + (n + 1) / 2;
 }
@@ -147,29 +147,42 @@ bool Program::finish_op(size_t index, uint32_t run, int thread) {
   return is_current(index, run);
 }
 
-// Runs what is left of the share of thread `owner`. False when the run is over.
+// Runs what is left of the share of thread `owner`. False when the run is over, which it is not while units are missing
+// that this thread has taken.
 bool Program::take_units(size_t index, uint32_t run, int owner, const Worker& worker) {
   State& state = states_[index];
   const int n_threads = pool_->n_threads();
   std::atomic<uint64_t>& next = next_[index * n_threads + owner];
+  int units = 0, taken = 0;
   for (uint64_t seen = next.load(std::memory_order_acquire);;) {
     if (run_of(seen) != run) return false;
-    const int units = state.units.load(std::memory_order_acquire);
+    units = state.units.load(std::memory_order_acquire);
     const int first = static_cast<int>(seen & 0xFFFFFFFFu), left = share_of(units, owner + 1) - first;
-    if (left <= 0) return true;
+    if (left <= 0) break;
     // Large portions first, because memory streams best from front to back, and small ones towards the end, so that all
     // threads finish together.
-    const int end = first + (left + 1) / 2;
+    const int end = first + (n_threads == 1 ? left : (left + 1) / 2);
     if (!next.compare_exchange_weak(seen, next_unit(run, end), std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
-    const bool streams = step_.n_rows <= kFewRows && ops_[index]->reads().begin != nullptr;
-    if (streams && owner == worker.thread && first == second_portion(units, owner))
-      run_and_fetch(index, first, end, worker);
-    else
-      ops_[index]->run(step_, first, end, worker);
-    if (state.done.fetch_add(end - first, std::memory_order_acq_rel) + end - first == units) op_done_.advance();
+    run_units(index, first, end, second_half(units, owner), owner == worker.thread, worker);
+    taken += end - first;
     seen = next.load(std::memory_order_acquire);
   }
+  // Once for all portions: a processor lets all loads end before it adds, and memory stands still.
+  if (taken > 0 && state.done.fetch_add(taken, std::memory_order_acq_rel) + taken == units) op_done_.advance();
+  return true;
+}
+
+// Runs units that the thread has taken. In the second half of its own share of an op that memory streams weights into, it
+// fetches what lies behind.
+void Program::run_units(size_t index, int begin, int end, int half, bool own, const Worker& worker) const {
+  const bool streams = step_.n_rows <= kFewRows && ops_[index]->reads().begin != nullptr;
+  if (!(streams && own && begin <= half && half < end)) {
+    ops_[index]->run(step_, begin, end, worker);
+    return;
+  }
+  if (begin < half) ops_[index]->run(step_, begin, half, worker);
+  run_and_fetch(index, half, end, worker);
 }
 
 bool Program::is_current(size_t index, uint32_t run) const {

@@ -167,12 +167,13 @@ class Program final : public SharedWork {
   bool finish_op(size_t index, uint32_t run, int thread);
   bool take_units(size_t index, uint32_t run, int owner, const Worker& worker);
   bool is_current(size_t index, uint32_t run) const;
+  void run_units(size_t index, int begin, int end, int half, bool own, const Worker& worker) const;
   void run_and_fetch(size_t index, int begin, int end, const Worker& worker) const;
   void fetch_while_waiting(size_t index, Stretch stretch) const;
   Worker worker_of(int thread, size_t index);
   // The first unit of a thread's share.
   int share_of(int units, int thread) const;
-  int second_portion(int units, int thread) const;
+  int second_half(int units, int thread) const;
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
