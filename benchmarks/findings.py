@@ -116,7 +116,7 @@ def times_of_own_reading(bound: Bound) -> float:
 
 
 def times_of_bound(bound: Bound) -> float:
-    """Time of a decode token as a multiple of its bound: reading the weights, then computing all that reads none."""
+    """Time of a decode token as a multiple of reading the weights, then computing all that reads none."""
     return statistics.median(
         decode / (reading + bound.beside_seconds)
         for decode, reading in zip(bound.decode_seconds, bound.reading_seconds, strict=True)

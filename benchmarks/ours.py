@@ -20,7 +20,8 @@ from dllama_gpu.graph.options import GraphOptions
 from dllama_gpu.model.open import open_model
 from launcher.guard import guarded
 
-_TURNS, _TURNS_A_REPETITION = 12, 4
+_TURNS = 12
+_TOKENS_OF_A_TURN = 1 / 4  # of the decode tokens
 
 
 class OurRunner:
@@ -54,11 +55,11 @@ class OurRunner:
         return logits
 
     def bound(self, job: Job) -> Bound | None:
-        """What decode is held against, in the middle of the decoded positions. Unknown on a GPU."""
+        """What decode is held against, in the middle of the decoded positions. Unknown on a GPU and with experts."""
         program = self._program
-        if not isinstance(program, CpuProgram):
+        if not isinstance(program, CpuProgram) or any(weight.n_experts > 1 for weight in program.graph.weights):
             return None
-        n = max(1, job.decode_tokens // _TURNS_A_REPETITION)
+        n = max(1, int(job.decode_tokens * _TOKENS_OF_A_TURN))
         middle = job.prompt_tokens + job.decode_tokens // 2
         batches = [Batch.of([Row(i, 0, middle - n // 2 + i, True)]) for i in range(n)]
         weights = work_of_graph(program.graph, 1).decode_bytes

@@ -129,7 +129,11 @@ def _bounds(results: Results) -> str:
         f"decode GMAC/s, {_OURS}",
         f"prefill GMAC/s, {_OURS}",
     ]
-    return "## Against the machine's bounds\n\n" + table(header, rows)
+    note = (
+        f"For {_OURS} the read loop goes over the weights where they lie, in turns with decode; for {_PEER} and in the "
+        "column of rates over other memory, before and after."
+    )
+    return "## Against the machine's bounds\n\n" + table(header, rows) + f"\n\n{note}"
 
 
 def _median_and_spread(values: Iterable[float]) -> str:

@@ -30,7 +30,7 @@ from benchmarks.machine import this_machine
 from benchmarks.measure import Job, Measurement
 from benchmarks.models import MODEL_NAMES, model_file
 from benchmarks.report import markdown
-from benchmarks.work import read_loop_bytes, work_of_model
+from benchmarks.work import work_of_model
 from dllama_gpu.cpu.processors import available_threads
 from dllama_gpu.errors import DllamaError
 from launcher.guard import guarded
@@ -38,6 +38,7 @@ from launcher.guard import guarded
 _RESULTS = Path(__file__).parent / "results"
 _DEFAULT_MODELS = "smollm2,llama-3.2-1b"
 _DEFAULT_THREADS = "1,2"
+_READ_BYTES = (64 << 20, 1 << 30)  # least and most: below, the measurement is too short; above, no cache matters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +132,7 @@ def _compare(model: str, path: Path, n_threads: int, settings: Settings, peer_py
     """Starts both programs and the read loop in turn, round after round."""
     job = _job(path, n_threads, settings)
     work = work_of_model(path, settings.prompt_tokens)
-    read_bytes = read_loop_bytes(work.decode_bytes)
+    read_bytes = min(max(work.decode_bytes, _READ_BYTES[0]), _READ_BYTES[1])
     rounds = []
     for index in range(settings.rounds):
         before = children.measure_read_rate(n_threads, read_bytes, settings.decode_tokens)

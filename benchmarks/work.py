@@ -23,14 +23,6 @@ class Work:
     """Multiply-accumulates of a prompt's matrix products, the head for the last token only."""
 
 
-def read_loop_bytes(decode_bytes: int) -> int:
-    """What a read loop reads to show how fast so many bytes of weights can be read: about as much.
-
-    Less than 64 MiB would be too short to measure; above 1 GiB no cache matters.
-    """
-    return min(max(decode_bytes, 64 << 20), 1 << 30)
-
-
 def work_of_model(path: Path, prompt_tokens: int) -> Work:
     """The work of the model in `path`. Raises DllamaError when it cannot be opened."""
     source = open_model(path)

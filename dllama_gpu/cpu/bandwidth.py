@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-
 import numpy as np
 
 from dllama_gpu.cpu import _native
 from dllama_gpu.cpu.memory import zeroed
 
 _LEAST_BYTES = 8
-
-
-def read_bandwidth(n_threads: int, n_bytes: int = 256 << 20, n_passes: int = 9) -> float:
-    """Bytes per second that `n_threads` threads read together: the median of `n_passes` passes; see `read_rates`."""
-    return statistics.median(read_rates(n_threads, n_bytes, n_passes))
 
 
 def read_rates(n_threads: int, n_bytes: int, n_passes: int) -> list[float]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -72,17 +71,21 @@ class CpuProgram:
             graph.seq_len,
         )
         self._op_names: list[str] = []
-        # Matmuls that the search through what they make runs, by that buffer.
-        self._heads: dict[str, Matmul] = {}
         self._add_buffers()
         self._add_caches()
         # Native ops [begin, end) and the exchange behind them.
         self._segments: list[tuple[int, int, Exchange | None]] = []
         for ops, exchange in graph.segments():
             begin = self._program.n_ops
-            self._heads.update(self._find_heads(ops))
-            for op in ops:
-                _EMITTERS[type(op)](self, op)
+            head: Matmul | None = None
+            for i, op in enumerate(ops):
+                if self._is_searched(op, *ops[i + 1 : i + 2]):
+                    head = op  # the search runs it
+                elif isinstance(op, TopCandidates):
+                    self._emit_top_candidates(op, head)
+                    head = None
+                else:
+                    _EMITTERS[type(op)](self, op)
                 # Some ops take two native ones.
                 self._op_names += [type(op).__name__] * (self._program.n_ops - len(self._op_names))
             self._segments.append((begin, self._program.n_ops, exchange))
@@ -121,10 +124,11 @@ class CpuProgram:
         return _native.read_rate(self._pool, matrices[: len(matrices) // 8 * 8].view(np.uint64))
 
     def seconds_beside_weights(self, batch: Batch, n_times: int = 100) -> float:
-        """What a step takes beside reading its weights, if nothing else waits for memory.
+        """What the ops of a step take that stream no weights, if nothing waits for memory.
 
-        The ops that read no matrix, each run `n_times` in a row, so that what it needs is in the cache; the median of
-        each, summed. Buffers and the rows' place in the KV cache mean nothing afterwards.
+        Each is run `n_times` in a row, so that what it needs is in the cache; the median of each, summed, with what
+        several threads take to come together. Matmuls of experts count as streaming nothing. Buffers and the rows'
+        place in the KV cache mean nothing afterwards.
         """
         step = self._step(batch)
         total = 0.0
@@ -161,15 +165,12 @@ class CpuProgram:
             heads = part.reshape(self._graph.n_slots, n_kv_heads, seq_len, -1)
             heads[target, :, :n_rounded] = heads[source, :, :n_rounded]
 
-    def _find_heads(self, ops: Sequence[Op]) -> dict[str, Matmul]:
-        """Matmuls that fill a buffer through which the next op searches, by the buffer's name."""
-        n_rows = {weight.name: weight.n_rows for weight in self._graph.weights}
-        return {
-            op.out: op
-            for op, following in pairwise(ops)
-            if isinstance(op, Matmul) and isinstance(following, TopCandidates) and op.out == following.logits
-            if n_rows[op.weight] == self._declared[op.out].width
-        }
+    def _is_searched(self, op: Op, following: Op | None = None) -> TypeGuard[Matmul]:
+        """Whether `op` is a matmul that fills a buffer through which the next op searches for candidates."""
+        if not (isinstance(op, Matmul) and isinstance(following, TopCandidates) and op.out == following.logits):
+            return False
+        n_rows = next(weight.n_rows for weight in self._graph.weights if weight.name == op.weight)
+        return n_rows == self._declared[op.out].width
 
     def _add_buffers(self) -> None:
         for buffer in self._graph.buffers:
@@ -221,8 +222,6 @@ class CpuProgram:
         self._program.add_rms_norm(self._buffers[op.x], add, weight, self._buffers[op.out], op.epsilon)
 
     def _emit_matmul(self, op: Matmul) -> None:
-        if op is self._heads.get(op.out):
-            return
         weight = self._weights.packed[op.weight]
         self._program.add_matmul(self._buffers[op.x], weight, self._buffers[op.out], op.out_column)
 
@@ -287,10 +286,9 @@ class CpuProgram:
             self._sorted[key] = ids
         return self._expert_work[key]
 
-    def _emit_top_candidates(self, op: TopCandidates) -> None:
+    def _emit_top_candidates(self, op: TopCandidates, head: Matmul | None) -> None:
         logits, values = self._buffers[op.logits], self._buffers[op.values]
         ids, log_sum_exp = self._buffers[op.ids], self._buffers[op.log_sum_exp]
-        head = self._heads.pop(op.logits, None)
         x = None if head is None else self._buffers[head.x]
         weight = None if head is None else self._weights.packed[head.weight]
         self._program.add_top_candidates(logits, values, ids, log_sum_exp, op.first_id, x, weight)
@@ -307,7 +305,6 @@ _EMITTERS: dict[type[Op], Callable[[CpuProgram, Any], None]] = {
     TopExperts: CpuProgram._emit_top_experts,
     ExpertGatedMatmul: CpuProgram._emit_expert_gated_matmul,
     ExpertMatmul: CpuProgram._emit_expert_matmul,
-    TopCandidates: CpuProgram._emit_top_candidates,
 }
 
 

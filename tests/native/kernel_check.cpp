@@ -326,8 +326,8 @@ void candidates(const KernelTable& kernels, Request& request, Results& results) 
   std::vector<float> values(k);
   std::vector<int> ids(k);
   CandidateHeap best{values.data(), ids.data(), 0, k};
-  const float log_sum_exp = kernels.search_logits(logits.data(), n, first_id, scale, surveys.data(),
-                                                  static_cast<int>(surveys.size()), best);
+  const float log_sum_exp =
+      kernels.search_logits(logits.data(), n, first_id, scale, surveys.data(), kSurveyed, best);
   // A heap's order depends on how it came to be.
   std::vector<std::pair<float, int>> ranked(k, {-std::numeric_limits<float>::infinity(), -1});
   for (int i = 0; i < best.size; i++) ranked[i] = {values[i], ids[i]};

@@ -194,11 +194,11 @@ inline void attend_queries(const AttentionArgs& args, const float* queries, int 
     first = spans[q].begin - begin < first ? spans[q].begin - begin : first;
     end = spans[q].end - begin > end ? spans[q].end - begin : end;
   }
+  first = first < 0 ? 0 : first / 16 * 16;
   if (first >= end) {
     for (int q = 0; q < Q; q++) become_empty(partials[q], args.padded_head_dim);
     return;
   }
-  first = first < 0 ? 0 : first / 16 * 16;
   const int padded_end = (end + 15) / 16 * 16;
   const size_t row_bytes = static_cast<size_t>(args.padded_head_dim) * Cache::kBytes;
   Ahead ahead{{args.v + static_cast<size_t>(begin + first) * row_bytes, args.v + static_cast<size_t>(begin + end) * row_bytes},

@@ -350,7 +350,7 @@ void add_top_candidates(Program& program, const ActivationBuffer& logits, const 
                         const ActivationBuffer& ids, const ActivationBuffer& log_sum_exp, int first_id,
                         const ActivationBuffer* x, const PackedWeight* head) {
   require(logits.f32 && values.f32 && ids.i32 && log_sum_exp.f32 && values.width == ids.width &&
-              values.width <= logits.width && log_sum_exp.width == 1,
+              values.width <= logits.width && log_sum_exp.width == 1 && logits.logit_rows_only,
           "shapes of a candidate search differ");
   require((x == nullptr) == (head == nullptr) && (!head || head->n_rows == logits.width),
           "a survey that makes the logits needs what they are made of");

@@ -118,20 +118,25 @@ inline float log_sum_exp(const LogitSurvey* surveys, int n_surveys, float scale)
   return static_cast<float>(most * scale + std::log(sum));
 }
 
-float search_logits(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int n_surveys,
+float search_logits(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int surveyed,
                     CandidateHeap& best) {
   constexpr int kLook = 64;  // logits that are looked at together first
+  const int n_surveys = (n + surveyed - 1) / surveyed;
   float bound = lower_bound(surveys, n_surveys, best.capacity);
-  for (int begin = 0; begin < n; begin += kLook) {
-    const int end = n - begin < kLook ? n : begin + kLook;
-    if (end - begin == kLook) {
-      // With a NaN this is NaN, which is not below the bound (ARM), or the highest of the others (all others).
-      F32x16 lanes = set1(-INFINITY);
-      for (int i = begin; i < end; i += 16) lanes = max(load(logits + i), lanes);
-      if (reduce_max(lanes) < bound) continue;
+  for (int s = 0; s < n_surveys; s++) {
+    // With a NaN this is NaN (ARM), which is not below the bound, or the highest of the others (all others); below, too.
+    if (reduce_max(load(surveys[s].maxima)) < bound) continue;
+    const int past = n - s * surveyed < surveyed ? n : (s + 1) * surveyed;
+    for (int begin = s * surveyed; begin < past; begin += kLook) {
+      const int end = past - begin < kLook ? past : begin + kLook;
+      if (end - begin == kLook) {
+        F32x16 lanes = set1(-INFINITY);
+        for (int i = begin; i < end; i += 16) lanes = max(load(logits + i), lanes);
+        if (reduce_max(lanes) < bound) continue;
+      }
+      for (int i = begin; i < end; i++)
+        if (logits[i] >= bound) add_candidate(best, logits[i], first_id + i);  // NaN ranks nowhere
     }
-    for (int i = begin; i < end; i++)
-      if (logits[i] >= bound) add_candidate(best, logits[i], first_id + i);  // NaN ranks nowhere
     if (best.size == best.capacity) bound = best.values[0];
   }
   return log_sum_exp(surveys, n_surveys, scale);

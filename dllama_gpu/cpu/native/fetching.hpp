@@ -48,9 +48,10 @@ class FetchList {
   // At most so many bytes of it, and nothing where the list is full.
   void add(Stretch stretch, ptrdiff_t at_most) {
     if (stretch.begin >= stretch.end || n_ == kMost) return;
-    const ptrdiff_t n_bytes = stretch.end - stretch.begin < at_most ? stretch.end - stretch.begin : at_most;
-    stretches_[n_++] = {stretch.begin, stretch.begin + n_bytes};
-    n_lines_ += lines_of(n_bytes);
+    const uint8_t* begin = stretch.begin - reinterpret_cast<uintptr_t>(stretch.begin) % kLineBytes;
+    const uint8_t* end = stretch.end - stretch.begin < at_most ? stretch.end : stretch.begin + at_most;
+    stretches_[n_++] = {begin, end};
+    n_lines_ += (end - begin + kLineBytes - 1) / kLineBytes;
   }
 
   ptrdiff_t n_lines() const { return n_lines_; }
@@ -65,8 +66,7 @@ class FetchList {
   }
 
  private:
-  static constexpr int kMost = 64;
-  static ptrdiff_t lines_of(ptrdiff_t n_bytes) { return (n_bytes + kLineBytes - 1) / kLineBytes; }
+  static constexpr int kMost = 160;  // the new keys and values of 8 rows with 8 heads, and some more
 
   Stretch stretches_[kMost];
   int n_ = 0, at_ = 0;

@@ -123,8 +123,8 @@ struct AttentionPartial {
   float* out;  // [padded_head_dim]
 };
 
-// What is known of some logits of a row, for each of 16 lanes of every 16th: their maximum, and sum(exp((v - maximum) *
-// scale)).
+// What is known of some logits of a row. Lane i has those of which i is the index modulo 16: their maximum, and
+// sum(exp((v - maximum) * scale)).
 struct LogitSurvey {
   float maxima[16], exp_sums[16];
 };
@@ -165,9 +165,10 @@ struct KernelTable {
   void (*top_experts)(const float* logits, int n, int k, bool normalize, int* ids, float* weights);
   // Takes in the next n logits of a row, at most 16; first, with `begins`, forgets all others.
   void (*survey_logits)(const float* logits, int n, float scale, bool begins, LogitSurvey& survey);
-  // The best of a row's n logits, which n_surveys surveys know: fills `best`, the id of whose first logit is first_id, and
-  // returns log(sum(exp(v * scale))); NaN where a logit is NaN, which is never among the best.
-  float (*search_logits)(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int n_surveys,
+  // Fills `best` with the best of a row's n logits, the first of which is token first_id's; each survey knows `surveyed` of
+  // them, the last one the rest. Returns log(sum(exp(v * scale))): NaN where a logit is NaN, which is never among the best,
+  // or infinite.
+  float (*search_logits)(const float* logits, int n, int first_id, float scale, const LogitSurvey* surveys, int surveyed,
                          CandidateHeap& best);
 };
 

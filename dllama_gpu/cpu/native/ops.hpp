@@ -64,7 +64,8 @@ std::unique_ptr<Op> make_expert_matmul(const KernelTable& kernels, const Activat
 std::unique_ptr<Op> make_expert_sum(const ActivationBuffer& weights, const ActivationBuffer& out,
                                     std::shared_ptr<ExpertWork> work);
 
-// Candidates take two ops as well: a survey of the logits, then the search for the best. `matmul`, which may be null, makes the logits; the survey then runs it.
+// Candidates take two ops as well: a survey of the logits, then the search for the best. `matmul`, which may be null,
+// makes the logits; the survey then runs it.
 struct CandidateWork;
 std::shared_ptr<CandidateWork> make_candidate_work(int max_rows, int vocab_size);
 std::unique_ptr<Op> make_candidate_survey(const KernelTable& kernels, const ActivationBuffer& logits,

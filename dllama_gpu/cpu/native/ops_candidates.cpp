@@ -9,28 +9,29 @@ namespace dllama {
 
 namespace {
 
-constexpr int kUnitLogits = 1024;
+constexpr int kUnitLogits = 512;  // and of a survey
 
 }  // namespace
 
 struct CandidateWork {
   int n_units;
-  std::vector<LogitSurvey> surveys;  // [rows][units]
+  std::unique_ptr<LogitSurvey[]> surveys;  // [rows][units]
 
-  LogitSurvey* of(int row) { return surveys.data() + static_cast<size_t>(row) * n_units; }
+  LogitSurvey* of(int row) { return surveys.get() + static_cast<size_t>(row) * n_units; }
 };
 
 std::shared_ptr<CandidateWork> make_candidate_work(int max_rows, int vocab_size) {
   auto work = std::make_shared<CandidateWork>();
   work->n_units = (vocab_size + kUnitLogits - 1) / kUnitLogits;
-  work->surveys.resize(static_cast<size_t>(max_rows) * work->n_units);
+  // Not cleared: only rows that want logits take memory.
+  work->surveys.reset(new LogitSurvey[static_cast<size_t>(max_rows) * work->n_units]);
   return work;
 }
 
 namespace {
 
-// A unit is a piece of the vocabulary in all rows. Where the matmul that makes the logits comes right before, the survey
-// runs it, too: it takes few instructions, and memory goes on streaming weights meanwhile.
+// A unit is a piece of the vocabulary in all rows. Where the Matmul that makes the logits comes right before, the survey
+// runs it, too, a group of 16 logits at a time: it takes few instructions, and memory goes on streaming weights meanwhile.
 class CandidateSurvey : public Op {
  public:
   CandidateSurvey(const KernelTable& kernels, const ActivationBuffer& logits, std::shared_ptr<CandidateWork> work,
@@ -85,7 +86,7 @@ class CandidateSearch : public Op {
       CandidateHeap best{values, ids, 0, k};
       log_sum_exp_.f32[row] =
           kernels_.search_logits(logits_.f32 + static_cast<size_t>(row) * logits_.width, logits_.width, first_id_,
-                                 1.0f / step.temperatures[row], work_->of(row), work_->n_units, best);
+                                 1.0f / step.temperatures[row], work_->of(row), kUnitLogits, best);
       for (int i = 0; i < best.size; i++) ranked[i] = {values[i], ids[i]};
       std::sort(ranked, ranked + best.size, [](const Ranked& a, const Ranked& b) {
         return a.value > b.value || (a.value == b.value && a.id < b.id);

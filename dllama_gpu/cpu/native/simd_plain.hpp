@@ -44,7 +44,8 @@ inline F32x16 round(F32x16 a) { DLLAMA_LANES(std::nearbyintf(a.v[i])); }
 inline F32x16 scale_by_power_of_2(F32x16 a, F32x16 n) {
   F32x16 r;
   for (int i = 0; i < 16; i++) {
-    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
+    const int32_t exponent = n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0;  // NaN is no integer
+    const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
     float power;
     std::memcpy(&power, &bits, 4);
     r.v[i] = a.v[i] * power;
