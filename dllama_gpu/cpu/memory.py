@@ -50,6 +50,7 @@ class Arena:
 
     def __init__(self, n_bytes: int, what: str, *, is_sparse: bool = False) -> None:
         self.memory = zeroed(n_bytes, what, is_sparse=is_sparse)
+        """All of it, uint8 (n_bytes,)."""
         self._used = 0
 
     @staticmethod

@@ -51,7 +51,7 @@ template <bool kHasMinimum>
 struct NibbleFormat {
   using Dot = NibbleDot;
   static constexpr PairLayout kPair = kHasMinimum ? dllama::kQ41Pair : dllama::kQ40Pair;
-  static constexpr bool has_minimum = kHasMinimum;
+  static constexpr bool has_minimum = kHasMinimum, has_row = true;
   static constexpr int kLoads = 4;
 
   static int32_t start(const Q80Rows& x, size_t index) { return kHasMinimum ? 0 : x.sums_times_minus8[index]; }
@@ -60,7 +60,7 @@ struct NibbleFormat {
     low = low_nibbles(packed);
     high = high_nibbles(packed);
   }
-  // A block against one activation row.
+  // A block against one activation row; only where `has_row`, which others compute as they do several.
   static F32x16 dot_row(const uint8_t* block, const Q80Rows& x, size_t index) {
     const int8_t* a = x.quants + index * kBlock;
     NibbleRow row(start(x, index));
@@ -76,25 +76,13 @@ struct NibbleFormat {
 struct ByteFormat {
   using Dot = ByteDot;
   static constexpr PairLayout kPair = dllama::kQ80Pair;
-  static constexpr bool has_minimum = false;
+  static constexpr bool has_minimum = false, has_row = false;
   static constexpr int kLoads = 4;
 
   static int32_t start(const Q80Rows& x, size_t index) { return x.sums_times_minus8[index]; }
   static void expand(const uint8_t* block, int load, Bytes& low, Bytes& high) {
     low = ByteDot::prepare(load_bytes(block + 128 * load));
     high = ByteDot::prepare(load_bytes(block + 128 * load + 64));
-  }
-  static F32x16 dot_row(const uint8_t* block, const Q80Rows& x, size_t index) {
-    const int8_t* a = x.quants + index * kBlock;
-    Dot dot(start(x, index));
-    DLLAMA_UNROLL
-    for (int i = 0; i < kLoads; i++) {
-      Bytes low, high;
-      expand(block, i, low, high);
-      dot.add(low, a + low_columns(i));
-      dot.add(high, a + high_columns(i));
-    }
-    return dot.result();
   }
   static constexpr int low_columns(int load) { return 8 * load; }
   static constexpr int high_columns(int load) { return 8 * load + 4; }
@@ -123,9 +111,9 @@ inline void q80_tile(const MatmulArgs& args, const uint8_t* group, size_t first,
     const F32x16 scale = load_halves(group + scales_at(Format::kPair, b));
     const size_t index = first + static_cast<size_t>(b) * height;
     [[maybe_unused]] const int8_t* a = x.quants + index * kBlock;
-    if constexpr (T == 1) {
+    if constexpr (T == 1 && Format::has_row) {
       sums[0] = add_block<Format>(sums[0], Format::dot_row(block, x, index), x, index, scale, minima);
-    } else if constexpr (kHoldsBlock) {
+    } else if constexpr (T > 1 && kHoldsBlock) {
       // The whole block stays in registers, and one activation row after the other passes it.
       Bytes low[4], high[4];
       DLLAMA_UNROLL

@@ -123,7 +123,7 @@ class AttentionChunks : public Op {
   // The keys with which the share begins; the others and the values are fetched while it is computed.
   void list_inputs(const Step& step, const Worker& worker, FetchList& list) const override {
     const int unit = worker.begin_of_share(n_units_);
-    if (!AttentionWork::split(step) || unit >= worker.end_of_share(n_units_)) return;
+    if (!AttentionWork::split(step) || !worker.owns(unit, n_units_)) return;
     size_t at = 0;
     while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;
     list.add(keys_of_unit(step, tiles_[at], unit - tiles_[at].first_unit), kMostFetched);
@@ -138,9 +138,7 @@ class AttentionChunks : public Op {
 
   void run(const Step& step, int begin, int end, const Worker& worker) const override {
     // Of its own share a thread runs the units behind these, too, most likely.
-    const int last = begin >= worker.begin_of_share(n_units_) && begin < worker.end_of_share(n_units_)
-                         ? worker.end_of_share(n_units_)
-                         : end;
+    const int last = worker.owns(begin, n_units_) ? worker.end_of_share(n_units_) : end;
     size_t at = 0;
     for (int unit = begin; unit < end; unit++) {
       while (at + 1 < tiles_.size() && tiles_[at + 1].first_unit <= unit) at++;

@@ -76,7 +76,7 @@ class RmsNorm : public Op {
   void list_inputs(const Step& step, const Worker& worker, FetchList& list) const override {
     const auto* weight = reinterpret_cast<const uint8_t*>(weight_);
     const int n_units = units(step);
-    if (worker.begin_of_share(n_units) < worker.end_of_share(n_units))
+    if (worker.owns(worker.begin_of_share(n_units), n_units))
       list.add({weight, weight + x_.width * sizeof(float)}, kMostFetched);
   }
 

@@ -107,12 +107,6 @@ void Program::start(const Step& step, size_t begin, size_t end) {
 
 int Program::share_of(int units, int thread) const { return first_of_share(units, thread, pool_->n_threads()); }
 
-// Where the second half of a thread's share begins; a share of one unit is all second half.
-int Program::second_half(int units, int thread) const {
-  const int first = share_of(units, thread), n = share_of(units, thread + 1) - first;
-  return n == 1 ? first : first + (n + 1) / 2;
-}
-
 void Program::take_part(int thread) {
   const uint32_t run = run_.load(std::memory_order_acquire);
   const size_t begin = begin_.load(std::memory_order_relaxed), end = end_.load(std::memory_order_relaxed);
@@ -164,7 +158,7 @@ bool Program::take_units(size_t index, uint32_t run, int owner, const Worker& wo
     const int end = first + (n_threads == 1 ? left : (left + 1) / 2);
     if (!next.compare_exchange_weak(seen, next_unit(run, end), std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
-    run_units(index, first, end, second_half(units, owner), owner == worker.thread, worker);
+    run_units(index, units, first, end, worker);
     taken += end - first;
     seen = next.load(std::memory_order_acquire);
   }
@@ -175,9 +169,10 @@ bool Program::take_units(size_t index, uint32_t run, int owner, const Worker& wo
 
 // Runs units that the thread has taken. In the second half of its own share of an op that memory streams weights into, it
 // fetches what lies behind.
-void Program::run_units(size_t index, int begin, int end, int half, bool own, const Worker& worker) const {
+void Program::run_units(size_t index, int units, int begin, int end, const Worker& worker) const {
   const bool streams = step_.n_rows <= kFewRows && ops_[index]->reads().begin != nullptr;
-  if (!(streams && own && begin <= half && half < end)) {
+  const int half = worker.second_half(units);
+  if (!(streams && worker.owns(begin, units) && begin <= half && half < end)) {
     ops_[index]->run(step_, begin, end, worker);
     return;
   }

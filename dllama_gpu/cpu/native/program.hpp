@@ -107,6 +107,12 @@ struct Worker {
   // Its share of an op's units.
   int begin_of_share(int units) const { return first_of_share(units, thread, n_threads); }
   int end_of_share(int units) const { return first_of_share(units, thread + 1, n_threads); }
+  bool owns(int unit, int units) const { return begin_of_share(units) <= unit && unit < end_of_share(units); }
+  // Where the second half of its share begins; a share of one unit is all second half.
+  int second_half(int units) const {
+    const int first = begin_of_share(units), n = end_of_share(units) - first;
+    return n == 1 ? first : first + (n + 1) / 2;
+  }
 };
 
 // One op. Its work is cut into units that threads take in any order; a unit's result must not depend on which thread
@@ -167,13 +173,12 @@ class Program final : public SharedWork {
   bool finish_op(size_t index, uint32_t run, int thread);
   bool take_units(size_t index, uint32_t run, int owner, const Worker& worker);
   bool is_current(size_t index, uint32_t run) const;
-  void run_units(size_t index, int begin, int end, int half, bool own, const Worker& worker) const;
+  void run_units(size_t index, int units, int begin, int end, const Worker& worker) const;
   void run_and_fetch(size_t index, int begin, int end, const Worker& worker) const;
   void fetch_while_waiting(size_t index, Stretch stretch) const;
   Worker worker_of(int thread, size_t index);
   // The first unit of a thread's share.
   int share_of(int units, int thread) const;
-  int second_half(int units, int thread) const;
 
   std::shared_ptr<ThreadPool> pool_;
   const KernelTable& kernels_;
