@@ -34,6 +34,8 @@ def guarded(name: str, program: Callable[[], int]) -> int:
         _drop_output()
         return READER_GONE
     except Exception as error:
+        if _began_with_ctrl_c(error):
+            return INTERRUPTED
         if isinstance(error, OSError):
             _drop_output()
         with contextlib.suppress(OSError):  # nobody may be left to read it
@@ -42,6 +44,16 @@ def guarded(name: str, program: Callable[[], int]) -> int:
             print(f"{name}: error: {one_line(explain(error))}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILURE
     return status
+
+
+def _began_with_ctrl_c(error: BaseException) -> bool:
+    """Whether `error` came up while Ctrl-C was ending the program.
+
+    CPython's locks do that: one interrupted in `Condition.wait` is not held when the wait's `with` lets go of it, which
+    raises a RuntimeError in place of the KeyboardInterrupt.
+    """
+    before = error.__context__
+    return before is not None and (isinstance(before, KeyboardInterrupt) or _began_with_ctrl_c(before))
 
 
 def explain_lost_files(name: str) -> None:

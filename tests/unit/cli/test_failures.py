@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -49,6 +50,17 @@ def test_every_failure_has_a_status_and_at_most_one_sentence(
     assert captured.err.startswith(said)
     assert captured.err.count("\n") == (1 if said else 0)
     assert captured.out == ""
+
+
+def test_what_fails_while_ctrl_c_ends_the_program_is_not_told_as_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        lock = threading.Lock()
+        with lock:
+            lock.release()  # as Condition.wait leaves it when a signal comes at a bad moment
+            raise KeyboardInterrupt
+
+    assert guarded("name", program) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_success_passes_the_programs_status_on() -> None:
