@@ -13,29 +13,44 @@ if TYPE_CHECKING:
     from tests.support.plan_runner import PlanRunner
 
 SMALL = DeviceLimits(subgroup_size=8, max_invocations=256, shared_bytes=16 << 10)  # the least that any device has
-WIDE = replace(SMALL, subgroup_size=32)  # teams of several of this driver's subgroups
+WIDE = replace(SMALL, subgroup_size=32)  # teams of several of lavapipe's subgroups
 
 
-def on_processor(tier: Tier) -> Tuning:
-    return for_device(replace(SMALL, is_cpu=True), tier)
+def on_processor(tier: Tier, own: DeviceLimits) -> Tuning:
+    return for_device(_possible(replace(SMALL, is_cpu=True), own), tier)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A tier with a device's usual choices."""
+    """A tier with the choices for another device than the one that the tests run on."""
 
     name: str
     tier: Tier
-    tuning: Tuning
+    limits: DeviceLimits
+    busy_lanes: int | None = None
+    """In place of the usual choice."""
+
+    def tuning(self, own: DeviceLimits) -> Tuning:
+        """What of it is possible on a device with the limits `own`."""
+        tuning = for_device(_possible(self.limits, own), self.tier)
+        return tuning if self.busy_lanes is None else replace(tuning, busy_lanes=self.busy_lanes)
+
+
+def _possible(limits: DeviceLimits, own: DeviceLimits) -> DeviceLimits:
+    """`limits` with the matrix units that there are, and teams that are not smaller than a subgroup."""
+    return replace(limits, subgroup_size=max(limits.subgroup_size, own.subgroup_size), matrix=own.matrix)
 
 
 SETTINGS = [
-    Setting("base", Tier.BASE, for_device(WIDE, Tier.BASE)),
+    Setting("base", Tier.BASE, WIDE),
     # A device that is busy with little: short teams, large tiles; in between, tiles of both sizes.
-    Setting("subgroup", Tier.SUBGROUP, replace(for_device(WIDE, Tier.SUBGROUP), busy_lanes=0)),
-    Setting("dot", Tier.DOT, replace(for_device(SMALL, Tier.DOT), busy_lanes=300)),
-    Setting("dot-processor", Tier.DOT, on_processor(Tier.DOT)),
-    Setting("matrix", Tier.MATRIX, on_processor(Tier.MATRIX)),
+    Setting("subgroup", Tier.SUBGROUP, WIDE, busy_lanes=0),
+    Setting("dot", Tier.DOT, SMALL, busy_lanes=300),
+    Setting("dot-processor", Tier.DOT, replace(SMALL, is_cpu=True)),
+    Setting("matrix", Tier.MATRIX, replace(SMALL, is_cpu=True)),
+    # What a GPU chooses for itself, whatever the tests run on.
+    Setting("dot-busy", Tier.DOT, WIDE),
+    Setting("matrix-busy", Tier.MATRIX, WIDE),
 ]
 
 

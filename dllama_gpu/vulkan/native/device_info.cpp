@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cooperative_matrix.hpp"
+
 namespace dllama::vulkan {
 
 namespace {
@@ -46,13 +48,7 @@ struct Known {
   bool size_control() const { return either(VK_API_VERSION_1_3, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME); }
   bool dot_product() const { return either(VK_API_VERSION_1_3, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME); }
   bool budget() const { return extension(VK_EXT_MEMORY_BUDGET_EXTENSION_NAME); }
-  bool matrices() const {
-#ifdef VK_KHR_cooperative_matrix
-    return extension(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) && memory_model();
-#else
-    return false;
-#endif
-  }
+  bool matrices() const { return extension(kCooperativeMatrix) && memory_model(); }
 
   uint32_t version;
   std::vector<vk::ExtensionProperties> extensions;
@@ -82,9 +78,7 @@ struct FeatureChain {
   vk::PhysicalDeviceVulkanMemoryModelFeatures memory_model;
   vk::PhysicalDeviceSubgroupSizeControlFeatures size_control;
   vk::PhysicalDeviceShaderIntegerDotProductFeatures dot_product;
-#ifdef VK_KHR_cooperative_matrix
-  vk::PhysicalDeviceCooperativeMatrixFeaturesKHR matrices;
-#endif
+  CooperativeMatrixFeatures matrices;
 
   explicit FeatureChain(const Known& known) {
     Chain chain;
@@ -94,52 +88,26 @@ struct FeatureChain {
     chain.add(memory_model, known.memory_model());
     chain.add(size_control, known.size_control());
     chain.add(dot_product, known.dot_product());
-#ifdef VK_KHR_cooperative_matrix
     chain.add(matrices, known.matrices());
-#endif
     features.pNext = chain.first();
   }
   FeatureChain(const FeatureChain&) = delete;
 };
 
-#ifdef VK_KHR_cooperative_matrix
-std::string component_text(vk::ComponentTypeKHR type) {
-  switch (type) {
-    case vk::ComponentTypeKHR::eFloat16:
-      return "f16";
-    case vk::ComponentTypeKHR::eFloat32:
-      return "f32";
-    case vk::ComponentTypeKHR::eSint8:
-      return "s8";
-    case vk::ComponentTypeKHR::eSint32:
-      return "s32";
-    case vk::ComponentTypeKHR::eUint8:
-      return "u8";
-    case vk::ComponentTypeKHR::eUint32:
-      return "u32";
-    default:
-      return "other";
-  }
-}
-
 void find_matrices(const Instance& instance, const vk::PhysicalDevice& device, DeviceInfo& info) {
-  const auto query = reinterpret_cast<PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR>(
-      VULKAN_HPP_DEFAULT_DISPATCHER.vkGetInstanceProcAddr(instance.handle(),
-                                                          "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"));
+  const auto query = reinterpret_cast<CooperativeMatrixQuery>(
+      VULKAN_HPP_DEFAULT_DISPATCHER.vkGetInstanceProcAddr(instance.handle(), kCooperativeMatrixQuery));
   uint32_t count = 0;
   if (!query || query(device, &count, nullptr) != VK_SUCCESS) return;
-  VkCooperativeMatrixPropertiesKHR empty{};
-  empty.sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
-  std::vector<VkCooperativeMatrixPropertiesKHR> found(count, empty);
+  std::vector<CooperativeMatrixProperties> found(count);
   if (query(device, &count, found.data()) != VK_SUCCESS) return;
   for (const auto& shape : found) {
-    if (shape.scope != VK_SCOPE_SUBGROUP_KHR) continue;
-    const auto text = [](VkComponentTypeKHR type) { return component_text(static_cast<vk::ComponentTypeKHR>(type)); };
-    info.cooperative_matrices.push_back({shape.MSize, shape.NSize, shape.KSize, text(shape.AType), text(shape.BType),
-                                         text(shape.CType), text(shape.ResultType)});
+    if (shape.scope != CooperativeMatrixProperties::kSubgroup) continue;
+    info.cooperative_matrices.push_back({shape.MSize, shape.NSize, shape.KSize, component_type(shape.AType),
+                                         component_type(shape.BType), component_type(shape.CType),
+                                         component_type(shape.ResultType)});
   }
 }
-#endif
 
 void read_features(const Known& known, const FeatureChain& chain, Features& features) {
   features.storage_16bit = chain.storage_16bit.storageBuffer16BitAccess;
@@ -153,9 +121,7 @@ void read_features(const Known& known, const FeatureChain& chain, Features& feat
   features.integer_dot_product = chain.dot_product.shaderIntegerDotProduct;
   features.vulkan_memory_model = chain.memory_model.vulkanMemoryModel;
   features.vulkan_memory_model_device_scope = chain.memory_model.vulkanMemoryModelDeviceScope;
-#ifdef VK_KHR_cooperative_matrix
   features.cooperative_matrix = chain.matrices.cooperativeMatrix && features.vulkan_memory_model;
-#endif
   features.memory_budget = known.budget();
 }
 
@@ -256,9 +222,7 @@ DeviceInfo describe(const Instance& instance, const vk::PhysicalDevice& device) 
   read_features(known, features, info.features);
   info.features.integer_dot_product_accelerated =
       info.features.integer_dot_product && dot_product.integerDotProduct4x8BitPackedSignedAccelerated;
-#ifdef VK_KHR_cooperative_matrix
   if (info.features.cooperative_matrix) find_matrices(instance, device, info);
-#endif
   read_heaps(device, known.budget(), info);
   return info;
 }
@@ -280,9 +244,7 @@ vk::Device make_device(const Instance& instance, const vk::PhysicalDevice& devic
   wanted.size_control.subgroupSizeControl = info.features.subgroup_size_control;
   wanted.size_control.computeFullSubgroups = info.features.full_subgroups;
   wanted.dot_product.shaderIntegerDotProduct = info.features.integer_dot_product;
-#ifdef VK_KHR_cooperative_matrix
   wanted.matrices.cooperativeMatrix = info.features.cooperative_matrix;
-#endif
   std::vector<const char*> extensions;
   for (const char* name :
        {VK_KHR_8BIT_STORAGE_EXTENSION_NAME, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME,
@@ -290,9 +252,7 @@ vk::Device make_device(const Instance& instance, const vk::PhysicalDevice& devic
         VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME,
         "VK_KHR_portability_subset"})
     if (known.extension(name)) extensions.push_back(name);
-#ifdef VK_KHR_cooperative_matrix
-  if (info.features.cooperative_matrix) extensions.push_back(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME);
-#endif
+  if (info.features.cooperative_matrix) extensions.push_back(kCooperativeMatrix);
   const float priority = 1.0f;
   const vk::DeviceQueueCreateInfo queue({}, family, 1, &priority);
   vk::DeviceCreateInfo create({}, queue, {}, extensions);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,13 +20,11 @@ def setting_runner(request: pytest.FixtureRequest, validated_device: _native.Dev
     from tests.support.plan_runner import PlanRunner
 
     setting: Setting = request.param
-    info, tuning = validated_device.info, setting.tuning
+    info = validated_device.info
     for tier in Tier:
         if tier <= setting.tier and (lack := missing_for(tier, info)) is not None:
             pytest.skip(f"{info.name} has no {lack}")
-    if setting.tier is Tier.MATRIX:
-        own = limits_of(info)
-        tuning = replace(tuning, limits=replace(tuning.limits, subgroup_size=own.subgroup_size, matrix=own.matrix))
+    tuning = setting.tuning(limits_of(info))
     return PlanRunner(validated_device, tuning.limits, setting.tier, tuning)
 
 

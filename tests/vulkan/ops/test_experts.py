@@ -40,7 +40,7 @@ def test_mixture_of_experts(
     from tests.support.plan_runner import PlanRunner
 
     limits = replace(runner.limits, max_range=max_range)
-    tuning = replace(on_processor(runner.tier), limits=limits)
+    tuning = replace(on_processor(runner.tier, runner.limits), limits=limits)
     cut = PlanRunner(runner.device, limits, runner.tier, tuning)
     cut.kernels = runner.kernels
     dim, hidden, k, n_experts = 64, 64, 3, 8

@@ -52,7 +52,9 @@ def test_matrices_longer_than_a_shader_sees_are_cut(runner: PlanRunner) -> None:
     from tests.support.plan_runner import PlanRunner
 
     limits = replace(runner.limits, max_range=20000)
-    short = PlanRunner(runner.device, limits, runner.tier, replace(on_processor(runner.tier), limits=limits))
+    short = PlanRunner(
+        runner.device, limits, runner.tier, replace(on_processor(runner.tier, runner.limits), limits=limits)
+    )
     short.kernels = runner.kernels
     source = ArraySource()
     sizes = (("t", 600), ("g", 544), ("u", 544))
