@@ -45,7 +45,7 @@ from dllama_gpu.vulkan.mapping.matmuls import gated_name
 from dllama_gpu.vulkan.mapping.rows import CANDIDATE_LIST, CANDIDATE_WINDOW, n_slices
 from dllama_gpu.vulkan.mapping.surroundings import RowCounts, Surroundings, cache_bytes
 from dllama_gpu.vulkan.step import step_bytes
-from dllama_gpu.vulkan.tuning import Tuning, for_device
+from dllama_gpu.vulkan.tuning import Tuning, for_device, uses_matrices
 from dllama_gpu.vulkan.weights import (
     Chunk,
     PackedMatrix,
@@ -139,7 +139,7 @@ def plan_program(graph: Graph, limits: DeviceLimits, tier: Tier, tuning: Tuning 
         seq_len=seq_len,
         n_slots=graph.n_slots,
         step=Binding(STEP, 0, step_bytes(graph.max_rows)),
-        scratch=_scratch(graph, tuning, seq_len),
+        scratch=_scratch(graph, activations, tuning, seq_len),
     )
     allocations = tuple(_allocations(graph, around, constants))
     for allocation in allocations:
@@ -233,7 +233,7 @@ def _frequencies(graph: Graph) -> tuple[dict[str, bytes], dict[tuple[float, ...]
     return constants, bindings
 
 
-def _scratch(graph: Graph, tuning: Tuning, seq_len: int) -> dict[str, Activation]:
+def _scratch(graph: Graph, activations: dict[str, Activation], tuning: Tuning, seq_len: int) -> dict[str, Activation]:
     """Memory between the dispatches of an op; ops of a kind share it, as they run one after the other."""
     sizes: dict[str, tuple[int, int]] = {}  # name -> width, rows
 
@@ -246,6 +246,11 @@ def _scratch(graph: Graph, tuning: Tuning, seq_len: int) -> dict[str, Activation
     buffers = {buffer.name: buffer for buffer in graph.buffers}
     weights = {weight.name: weight for weight in graph.weights}
     for op in graph.steps:
+        if isinstance(op, Matmul | GatedMatmul):
+            n_rows, x = graph.rows_of(buffers[op.out]), activations[op.x]
+            for name in (op.weight,) if isinstance(op, Matmul) else (op.gate, op.up):
+                if uses_matrices(tuning, weights[name].float_type, x.packed, n_rows):
+                    need("halves", round_up(weights[name].n_columns, 32) // 2, n_rows)
         if isinstance(op, Attention):
             cache = caches[op.cache]
             for bucket in _buckets(graph.max_rows):

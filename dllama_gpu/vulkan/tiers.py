@@ -9,7 +9,7 @@ from dllama_gpu.errors import DllamaError
 from dllama_gpu.vulkan import _native
 from dllama_gpu.vulkan.limits import DeviceLimits, MatrixSize, Tier
 from dllama_gpu.vulkan.shaders import has_shader
-from dllama_gpu.vulkan.tuning import MATRIX_SHARED_BYTES, MATRIX_SUBGROUPS
+from dllama_gpu.vulkan.tuning import LEAST_MATRIX_TILE
 
 TIER_VARIABLE = "DLLAMA_GPU_VULKAN_TIER"
 
@@ -94,11 +94,11 @@ def _missing_for_matrices(info: _native.DeviceInfo) -> str | None:
         return "shaders for cooperative matrices in this build, whose glslang was too old for them"
     if matrix_size(info) is None:
         return "cooperative matrices of f16 with f32 sums of a size that the shaders know"
-    if limits.max_shared_memory_size < MATRIX_SHARED_BYTES:
-        return f"{MATRIX_SHARED_BYTES >> 10} KiB of shared memory for cooperative matrices"
+    if limits.max_shared_memory_size < LEAST_MATRIX_TILE.shared_bytes:
+        return f"{LEAST_MATRIX_TILE.shared_bytes} bytes of shared memory for cooperative matrices"
     if (
-        info.subgroup.size * MATRIX_SUBGROUPS > limits.max_workgroup_invocations
+        info.subgroup.size * LEAST_MATRIX_TILE.subgroups > limits.max_workgroup_invocations
         or "basic" not in info.subgroup.operations
     ):
-        return f"workgroups of {MATRIX_SUBGROUPS} subgroups for cooperative matrices"
+        return f"workgroups of {LEAST_MATRIX_TILE.subgroups} subgroups for cooperative matrices"
     return None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dllama_gpu.model.float_type import FloatType
-from dllama_gpu.vulkan.limits import DeviceLimits, MatrixSize, Tier
+from dllama_gpu.vulkan.limits import DeviceLimits, Tier
 
+_TILE_LANES = 1024  # lanes of busy_lanes that a workgroup on matrix units makes up for
 _MAX_MATVEC_ROWS = 8  # batch rows that a matmul without shared memory computes together
-MATRIX_SUBGROUPS = 4  # of a workgroup of shaders/matmul_matrix.glsl
-MATRIX_SHARED_BYTES = 27 << 10  # 64 + 64 rows of 80 bytes, and sums of 64 rows of 272 bytes
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,35 @@ class TileShape:
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """A workgroup's tile of 64 weight rows of a matmul on matrix units, and each subgroup's part of it."""
+    """A workgroup's tile of a matmul on matrix units, and each subgroup's part of it."""
 
-    workgroup: int
+    rows: int
     batch: int
     subgroup_rows: int
     subgroup_batch: int
-    size: MatrixSize
+
+    @property
+    def subgroups(self) -> int:
+        """Of a workgroup."""
+        return self.rows // self.subgroup_rows * self.batch // self.subgroup_batch
+
+    @property
+    def shared_bytes(self) -> int:
+        """As shaders/matmul_matrix.glsl declares it: twice 32 columns of f16, or f32 numbers on their way out."""
+        patch = self.batch // self.subgroup_batch * 16 * (4 * self.rows + 16)
+        return max(2 * 80 * (self.rows + self.batch), patch)
+
+
+# Large ones first: they fetch less for each product, but leave a device with less to do at a time.
+_MATRIX_TILES = (
+    MatrixTile(128, 128, 64, 64),
+    MatrixTile(64, 128, 32, 64),
+    MatrixTile(64, 64, 32, 32),
+    MatrixTile(64, 32, 32, 16),
+    MatrixTile(64, 16, 32, 16),
+)
+LEAST_MATRIX_TILE = _MATRIX_TILES[-1]
+"""What a device with matrix units must have room for."""
 
 
 def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
@@ -150,18 +171,28 @@ def tile(tuning: Tuning, dot: bool, n_rows: int, batch_rows: int) -> TileShape:
     return small if n_lanes < tuning.busy_lanes and small.workgroup <= tuning.limits.max_invocations else large
 
 
-def matrix_tile(tuning: Tuning, type: FloatType, packed_input: bool, batch_rows: int) -> MatrixTile | None:
-    """A matmul's tile on matrix units; None where another matmul is faster, or f16 would lose what is asked for."""
-    size = tuning.limits.matrix
+def uses_matrices(tuning: Tuning, type: FloatType, packed_input: bool, batch_rows: int) -> bool:
+    """Whether a matmul is for matrix units: no other is faster, and f16 loses nothing that is asked for."""
     exact = type is FloatType.F32 or packed_input != type.is_quantized
-    if tuning.tier < Tier.MATRIX or size is None or exact or batch_rows <= _MAX_MATVEC_ROWS:
-        return None
-    workgroup = MATRIX_SUBGROUPS * tuning.limits.subgroup_size
-    if batch_rows <= 16:
-        return MatrixTile(workgroup, 16, 16, 16, size)
-    if batch_rows <= 32:
-        return MatrixTile(workgroup, 32, 32, 16, size)
-    return MatrixTile(workgroup, 64, 32, 32, size)
+    return tuning.tier >= Tier.MATRIX and not exact and batch_rows > _MAX_MATVEC_ROWS
+
+
+def matrix_tile(tuning: Tuning, n_rows: int, batch_rows: int) -> MatrixTile:
+    """A matmul's tile on matrix units: the largest one that leaves the device with enough of them.
+
+    None is much wider than the batch.
+    """
+    limits = tuning.limits
+    possible = [tile for tile in _MATRIX_TILES if tile.batch < 2 * batch_rows and _has_room(limits, tile)]
+    for tile in possible:
+        if -(-n_rows // tile.rows) * -(-batch_rows // tile.batch) * _TILE_LANES >= tuning.busy_lanes:
+            return tile
+    return possible[-1]
+
+
+def _has_room(limits: DeviceLimits, tile: MatrixTile) -> bool:
+    n_lanes = tile.subgroups * limits.subgroup_size
+    return tile.shared_bytes <= limits.shared_bytes and n_lanes <= limits.max_invocations
 
 
 def attention_heads(tuning: Tuning, group: int, head_units: int, lanes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from dllama_gpu.graph.graph import (
     ExpertGatedMatmul,
@@ -14,6 +14,7 @@ from dllama_gpu.graph.graph import (
 from dllama_gpu.vulkan import tuning as tune
 from dllama_gpu.vulkan.activations import Activation
 from dllama_gpu.vulkan.dispatch import Binding, Dispatch, long_grid, words
+from dllama_gpu.vulkan.limits import DeviceLimits
 from dllama_gpu.vulkan.mapping.surroundings import (
     OUT_F32,
     TYPE_NUMBERS,
@@ -24,7 +25,7 @@ from dllama_gpu.vulkan.mapping.surroundings import (
     out_mode,
 )
 from dllama_gpu.vulkan.tuning import Tuning
-from dllama_gpu.vulkan.weights import PackedMatrix, Shard
+from dllama_gpu.vulkan.weights import UNIT_COLUMNS, PackedMatrix, Shard
 
 _PRODUCTS_A_READ = 4
 
@@ -49,19 +50,20 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
         return
     type, mode, is_gelu = TYPE_NUMBERS[matrix.float_type], out_mode(out), gelu(op.activation)
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
-    matrix_tile = tune.matrix_tile(tuning, matrix.float_type, x.packed, n_rows)
     together = tune.matvec_rows(tuning, n_rows)
+    halves = yield from _halves(around, x, matrix, rows, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
         work = _work(shard, matrix, n_rows)
         outputs = out.values("w"), out.scales("w")
-        if matrix_tile is not None:
+        if halves is not None:
+            matrix_tile = tune.matrix_tile(tuning, shard.n_rows, n_rows)
             yield Dispatch(
                 "gated_matmul_matrix",
-                (*_matrix_constants(matrix_tile, type), mode, int(rows is Rows.LOGITS), is_gelu),
-                (around.step, shard.units, shard.scales, x.values(), x.scales(), *outputs),
-                push,
-                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+                (*_matrix_constants(matrix_tile, type, tuning.limits), mode, int(rows is Rows.LOGITS), is_gelu),
+                (around.step, shard.units, shard.scales, halves.values(), *outputs),
+                words(shard.n_rows, matrix.n_units, halves.stride // 4, out.row_words, shard.first_row // 2),
+                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // matrix_tile.rows), 1),
                 subgroup_size=tuning.limits.subgroup_size,
                 work=work,
             )
@@ -165,18 +167,19 @@ def _multiply(
         return
     tuning, type = around.tuning, TYPE_NUMBERS[matrix.float_type]
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
-    matrix_tile = tune.matrix_tile(tuning, matrix.float_type, x.packed, n_rows)
     together = tune.matvec_rows(tuning, n_rows)
+    halves = yield from _halves(around, x, matrix, rows, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
         work = _work(shard, matrix, n_rows)
-        if matrix_tile is not None:
+        if halves is not None:
+            matrix_tile = tune.matrix_tile(tuning, shard.n_rows, n_rows)
             yield Dispatch(
                 "matmul_matrix",
-                (*_matrix_constants(matrix_tile, type), OUT_F32, int(rows is Rows.LOGITS), 0),
-                (around.step, shard.units, shard.scales, x.values(), x.scales(), out.values("w")),
-                push,
-                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // 64), 1),
+                (*_matrix_constants(matrix_tile, type, tuning.limits), OUT_F32, int(rows is Rows.LOGITS), 0),
+                (around.step, shard.units, shard.scales, halves.values(), out.values("w")),
+                words(shard.n_rows, matrix.n_units, halves.stride // 4, out.stride, out_column + shard.first_row),
+                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // matrix_tile.rows), 1),
                 subgroup_size=tuning.limits.subgroup_size,
                 work=work,
             )
@@ -218,6 +221,24 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
     )
 
 
+def _halves(
+    around: Surroundings, x: Activation, matrix: PackedMatrix, rows: Rows, n_rows: int
+) -> Generator[Dispatch, None, Activation | None]:
+    """Converts a matmul's input for matrix units; returns where it is then, or None if they are not used."""
+    if not tune.uses_matrices(around.tuning, matrix.float_type, x.packed, n_rows):
+        return None
+    halves, lanes = around.scratch["halves"], around.tuning.plain_lanes
+    n_parts = matrix.n_units * UNIT_COLUMNS[matrix.float_type] // 8
+    yield Dispatch(
+        "halves_matrix",
+        (lanes, int(x.packed), int(rows is Rows.LOGITS)),
+        (around.step, x.values(), x.scales(), halves.values("w")),
+        words(n_parts, x.stride // (8 if x.packed else 2), halves.stride // 4),
+        (-(-n_parts // lanes), n_rows, 1),
+    )
+    return halves
+
+
 def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[Binding, ...], int, bool]:
     """Bindings of a matmul's input, its stride in the shader's elements of 16 bytes, and whether it is int8."""
     dot = tune.uses_dot(tuning, matrix.float_type, x.packed)
@@ -235,6 +256,7 @@ def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:
     return tile.workgroup, type, tile.rows, tile.batch, tile.lane_rows, tile.lane_batch
 
 
-def _matrix_constants(tile: tune.MatrixTile, type: int) -> tuple[int, ...]:
-    size = tile.size
-    return tile.workgroup, type, tile.batch, tile.subgroup_rows, tile.subgroup_batch, size.m, size.n, size.k
+def _matrix_constants(tile: tune.MatrixTile, type: int, limits: DeviceLimits) -> tuple[int, ...]:
+    assert limits.matrix is not None
+    part = tile.rows, tile.batch, tile.subgroup_rows, tile.subgroup_batch
+    return tile.subgroups * limits.subgroup_size, type, *part, limits.matrix.m, limits.matrix.n, limits.matrix.k

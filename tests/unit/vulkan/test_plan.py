@@ -33,7 +33,7 @@ LIMITS = st.builds(
     is_cpu=st.booleans(),
 )
 TIERS = st.sampled_from(Tier)
-MATRIX = replace(LEAST, subgroup_size=32, shared_bytes=tune.MATRIX_SHARED_BYTES, matrix=MatrixSize(16, 8, 16))
+MATRIX = replace(LEAST, subgroup_size=32, shared_bytes=48 << 10, matrix=MatrixSize(16, 8, 16))
 
 
 def small_graph(vocab_size: int = 100, **options: object) -> tuple[Graph, ArraySource]:
@@ -56,7 +56,9 @@ def shared_bytes(dispatch: Dispatch, tier: Tier) -> int:
     c = dispatch.specialization
     name = dispatch.shader.removesuffix("_subgroup").removesuffix("_dot")
     if name in ("matmul_matrix", "gated_matmul_matrix"):
-        return 80 * (64 + c[2]) + 272 * c[2]
+        rows, batch, part_batch, n = c[2], c[3], c[5], c[7]
+        patch_rows = rows // 2 if name.startswith("gated") else rows
+        return max(160 * (rows + batch), batch // part_batch * n * (4 * patch_rows + 16))
     if name in ("matvec", "gated_matvec"):
         lanes, rows, batch = c[0], c[3], c[4]
         sums = (lanes // 4 if tier >= Tier.SUBGROUP else lanes) * rows * batch
@@ -137,12 +139,13 @@ def test_matrix_units_multiply_many_rows_in_whole_tiles(rows: int) -> None:
     found = [item for item in items if item.shader in ("matmul_matrix", "gated_matmul_matrix")]
     assert {item.shader for item in found} == {"matmul_matrix", "gated_matmul_matrix"}
     for item in found:
-        workgroup, _, batch, part_rows, part_batch, m, n, k = item.specialization[:8]
-        assert workgroup == 32 * (64 // part_rows) * (batch // part_batch) <= MATRIX.max_invocations
+        workgroup, _, tile_rows, batch, part_rows, part_batch, m, n, k = item.specialization[:9]
+        assert workgroup == 32 * (tile_rows // part_rows) * (batch // part_batch) <= MATRIX.max_invocations
         assert shared_bytes(item, Tier.MATRIX) <= MATRIX.shared_bytes
-        assert (part_rows % m, part_batch % n, 32 % k) == (0, 0, 0)
+        assert (part_rows // 2 % m, part_batch % n, 32 % k) == (0, 0, 0)
         assert item.subgroup_size == 32
         assert item.grid[0] * batch >= rows
+        assert tile_rows % 64 == 0, "a block of 32 numbers behind a gate"
     head = items[-3]
     assert head.shader.startswith("matvec"), "one row of logits needs no tiles"
 
@@ -160,8 +163,8 @@ def test_matrix_units_multiply_many_rows_in_whole_tiles(rows: int) -> None:
 def test_f16_is_used_where_nothing_more_exact_is_asked_for(
     type: FloatType, packed: bool, rows: int, wanted: bool
 ) -> None:
-    assert (tune.matrix_tile(tune.for_device(MATRIX, Tier.MATRIX), type, packed, rows) is not None) is wanted
-    assert tune.matrix_tile(tune.for_device(MATRIX, Tier.DOT), type, packed, rows) is None
+    assert tune.uses_matrices(tune.for_device(MATRIX, Tier.MATRIX), type, packed, rows) is wanted
+    assert not tune.uses_matrices(tune.for_device(MATRIX, Tier.DOT), type, packed, rows)
 
 
 def test_a_tier_has_only_its_own_shaders_more_than_the_one_below() -> None:
@@ -172,7 +175,7 @@ def test_a_tier_has_only_its_own_shaders_more_than_the_one_below() -> None:
         for lower, higher, tier in zip(shaders, shaders[1:], list(Tier)[1:], strict=False):
             assert all(shader.endswith(f"_{tier.name.lower()}") for shader in higher - lower)
         assert shaders[Tier.MATRIX] - shaders[Tier.DOT] == (
-            {"matmul_matrix", "gated_matmul_matrix"} if rows > 1 else set()
+            {"halves_matrix", "matmul_matrix", "gated_matmul_matrix"} if rows > 1 else set()
         )
 
 
