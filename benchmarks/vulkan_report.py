@@ -21,6 +21,8 @@ class GpuSettings:
     copy_bytes: int
     repetitions: int
     """Of prompt and decode in each process where programs stand beside one another."""
+    wake_seconds: float = 0.0
+    """How long a GPU computes before it is timed."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dllama_gpu.model.spec import Architecture, ModelSpec
 
 _HEAD_DIM = 64
 _VOCAB_SIZE = 1024
-_WEIGHT_BYTES = 48 << 20  # more than most caches hold, so that memory is measured as well
+_LAYERS_BYTES = 48 << 20  # more than most caches hold, so that memory is measured as well
+_WIDE_LAYER_BYTES = 192 << 20  # for devices that read that much in the time of the ops between
 _MOST_ROWS = 64
 _SECONDS = 0.15
 
@@ -35,19 +36,38 @@ class NodeSpeed:
 
 
 def measure_speed(device: Device, weight_type: FloatType) -> NodeSpeed:
-    """Runs models of zeros for about half a second: a small one for the cost of an op, then one row, then many."""
+    """Runs models of zeros for about half a second: a small one for the cost of an op, then one row, then many.
+
+    The time of the ops themselves is taken off what the matmuls need. Where little else is left, as on a large GPU, one
+    layer that is much wider is measured too.
+    """
     small = _ZeroSource(weight_type, dim=64, hidden_dim=64, n_layers=8)
     graph = build_graph(small.spec, small.tensors, GraphOptions(max_rows=1, seq_len=32))
     op_seconds = _best_seconds(device.compile(graph, small), 1) / len(graph.steps)
-    dim, hidden_dim = 1024, 2816
-    layer_elements = 4 * dim * dim + 3 * dim * hidden_dim
-    layer_bytes = layer_elements // weight_type.block_size * weight_type.block_bytes
-    large = _ZeroSource(weight_type, dim, hidden_dim, n_layers=max(1, _WEIGHT_BYTES // layer_bytes))
-    graph = build_graph(large.spec, large.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
-    program = device.compile(graph, large)
+    layer_bytes = _layer_elements(1024) // weight_type.block_size * weight_type.block_bytes
+    speed, share = _matmul_speed(device, weight_type, 1024, max(1, _LAYERS_BYTES // layer_bytes), op_seconds)
+    if share < 0.5:
+        dim = 256 * max(4, int((_WIDE_LAYER_BYTES / layer_bytes) ** 0.5 * 1024 / 256))
+        speed, _ = _matmul_speed(device, weight_type, dim, 1, op_seconds)
+    return speed
+
+
+def _matmul_speed(
+    device: Device, weight_type: FloatType, dim: int, n_layers: int, op_seconds: float
+) -> tuple[NodeSpeed, float]:
+    """Also the share of one row's time that is not the ops' own."""
+    source = _ZeroSource(weight_type, dim, dim * 11 // 4, n_layers)
+    graph = build_graph(source.spec, source.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
+    program, for_ops = device.compile(graph, source), op_seconds * len(graph.steps)
     one_row, many_rows = _best_seconds(program, 1), _best_seconds(program, _MOST_ROWS)
-    flops = 2.0 * _MOST_ROWS * layer_elements * large.spec.n_layers
-    return NodeSpeed(graph.weight_bytes() / one_row, flops / many_rows, op_seconds)
+    flops = 2.0 * _MOST_ROWS * _layer_elements(dim) * n_layers
+    # An op of a large model may cost less than one of a small one: a tenth of the time is left to the matmuls at least.
+    alone = [max(seconds - for_ops, seconds / 10) for seconds in (one_row, many_rows)]
+    return NodeSpeed(graph.weight_bytes() / alone[0], flops / alone[1], op_seconds), alone[0] / one_row
+
+
+def _layer_elements(dim: int) -> int:
+    return 4 * dim * dim + 3 * dim * (dim * 11 // 4)
 
 
 def _best_seconds(program: Program, n_rows: int) -> float:

@@ -18,7 +18,7 @@ class Tuning:
     limits: DeviceLimits
     tier: Tier
     sum_lanes: int
-    """Workgroup of ops that sum along a row: norms."""
+    """Workgroup of a search for candidates, and of norms where that does not depend on a row's width."""
     plain_lanes: int
     """Workgroup of ops whose lanes do not talk."""
     team: int
@@ -112,15 +112,24 @@ def for_device(limits: DeviceLimits, tier: Tier) -> Tuning:
     return Tuning(
         limits,
         tier,
-        sum_lanes=min(256, limits.max_invocations),
+        sum_lanes=min(512, limits.max_invocations),
         plain_lanes=min(64, limits.max_invocations),
         team=subgroup,
         busy_lanes=1 << 17,
         attention_lanes=128,
-        min_split=128,
+        min_split=64,
         busy_groups=512,
         slice_size=4096,
     )
+
+
+def norm_lanes(tuning: Tuning, width: int) -> int:
+    """Workgroup of a norm: on a GPU a lane for each quad of the row, if there are so many."""
+    limits = tuning.limits
+    if limits.is_cpu:
+        return tuning.sum_lanes
+    most = min(_power_of_two(limits.max_invocations), _power_of_two(limits.shared_bytes // 20))
+    return min(most, max(tuning.team, _power_of_two_from(-(-width // 4))))
 
 
 def matvec_rows(tuning: Tuning, n_rows: int) -> int | None:
@@ -174,7 +183,9 @@ def tile(tuning: Tuning, dot: bool, n_rows: int, batch_rows: int) -> TileShape:
 def uses_matrices(tuning: Tuning, type: FloatType, packed_input: bool, batch_rows: int) -> bool:
     """Whether a matmul is for matrix units: no other is faster, and f16 loses nothing that is asked for."""
     exact = type is FloatType.F32 or packed_input != type.is_quantized
-    return tuning.tier >= Tier.MATRIX and not exact and batch_rows > _MAX_MATVEC_ROWS
+    limits = tuning.limits
+    has_units = tuning.tier >= Tier.MATRIX and limits.matrix is not None and _has_room(limits, LEAST_MATRIX_TILE)
+    return has_units and not exact and batch_rows > _MAX_MATVEC_ROWS
 
 
 def matrix_tile(tuning: Tuning, n_rows: int, batch_rows: int) -> MatrixTile:

@@ -19,7 +19,7 @@ from dllama_gpu.vulkan.mapping.surroundings import (
     by_tier,
     out_mode,
 )
-from dllama_gpu.vulkan.tuning import Tuning
+from dllama_gpu.vulkan.tuning import Tuning, norm_lanes
 
 CANDIDATE_LIST = 1024
 CANDIDATE_WINDOW = 256
@@ -47,7 +47,7 @@ def rms_norm(op: RmsNorm, around: Surroundings, counts: RowCounts) -> Iterator[D
         return
     of_logits = around.rows[op.out] is Rows.LOGITS
     gathers = of_logits and around.rows[op.x] is Rows.ALL
-    lanes = around.tuning.sum_lanes
+    lanes = norm_lanes(around.tuning, x.width)
     yield Dispatch(
         by_tier("rms_norm", around.tuning),
         (lanes, out_mode(out), int(op.add is not None), int(of_logits), int(gathers)),
