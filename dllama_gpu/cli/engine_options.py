@@ -6,6 +6,7 @@ import argparse
 
 from dllama_gpu.cli.arguments import Options, Parser, whole_number
 from dllama_gpu.cli.cluster_options import seconds
+from dllama_gpu.cli.prefill_chunk import add_prefill_chunk_argument
 from dllama_gpu.cli.speculative_options import NGRAM, add_speculative_arguments
 
 DEFAULT_CONTEXT = 4096
@@ -25,13 +26,7 @@ def add_engine_arguments(parser: Parser, *, slots: int | None = 4) -> None:
         help=f"tokens that a slot holds, prompt and answer together (default: the model's context, {DEFAULT_CONTEXT} "
         "at most)",
     )
-    group.add_argument(
-        "--prefill-chunk",
-        type=whole_number(1, 8192),
-        default=128,
-        metavar="N",
-        help="rows of a step at most: tokens of prompts and texts computed together (default: %(default)s)",
-    )
+    add_prefill_chunk_argument(group)
     group.add_argument(
         "--recover-seconds",
         type=seconds,

@@ -18,6 +18,7 @@ from dllama_gpu.cli.chat_template_option import add_chat_template_argument, chec
 from dllama_gpu.cli.cluster_options import add_cluster_arguments, check_cluster_options
 from dllama_gpu.cli.display import TextOutput, blank_line, note, progress, size_text
 from dllama_gpu.cli.failures import INTERRUPTED, SUCCESS
+from dllama_gpu.cli.prefill_chunk import add_prefill_chunk_argument, prefill_chunk
 from dllama_gpu.cli.sampling_options import add_sampling_arguments, describe_sampling, sampling_params
 from dllama_gpu.cli.speculative_options import OFF, add_speculative_arguments, has_speculation, make_drafter
 from dllama_gpu.cli.text_file import read_text
@@ -64,13 +65,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="context to use, in tokens; lowers the model's own, never raises it",
     )
-    text.add_argument(
-        "--prefill-chunk",
-        type=whole_number(1, 8192),
-        default=128,
-        metavar="N",
-        help="prompt tokens computed in one step (default: %(default)s)",
-    )
+    add_prefill_chunk_argument(text)
     text.add_argument("--no-benchmark", action="store_true", help="do not print how fast it was")
     add_sampling_arguments(parser)
     add_speculative_arguments(parser, default=OFF)
@@ -104,7 +99,7 @@ def run(options: Options) -> int:
             device,
             options,
             seq_len=seq_len,
-            max_rows=max(min(options.prefill_chunk, len(ids)), most_checked),
+            max_rows=max(min(prefill_chunk(options, device), len(ids)), most_checked),
             max_logit_rows=most_checked,
         ) as loaded:
             drafter = make_drafter(options, model, device, n_slots=1, seq_len=seq_len)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from dllama_gpu.cli.arguments import Options
 from dllama_gpu.cli.engine_options import context_length
-from dllama_gpu.cli.loading import buffer_type, describe
+from dllama_gpu.cli.loading import buffer_type, describe, make_device
+from dllama_gpu.cli.prefill_chunk import prefill_chunk
 from dllama_gpu.cli.serving_programs import ClusterPrograms, LocalPrograms, NodeShare
 from dllama_gpu.cli.speculative_options import has_speculation, make_drafter
 from dllama_gpu.engine.engine import Engine, EngineOptions
@@ -38,17 +39,19 @@ def start_engine(model: OpenModel, options: Options, program: str) -> Iterator[S
     `add_engine_arguments`; `program` is the command's name for messages about usage. Raises DllamaError when the model
     cannot be run or a worker cannot be had.
     """
-    speculates = has_speculation(options)
+    device = make_device(options, program)
+    most_checked = 1 + (MAX_DRAFT if has_speculation(options) else 0)
+    max_rows = prefill_chunk(options, device)
     graph_options = GraphOptions(
-        max_rows=options.prefill_chunk,
-        max_logit_rows=min(options.prefill_chunk, options.slots * (1 + (MAX_DRAFT if speculates else 0))),
+        max_rows=max_rows,
+        max_logit_rows=min(max_rows, options.slots * most_checked),
         n_slots=options.slots,
         seq_len=context_length(options, model.spec.max_seq_len),
         buffer_type=buffer_type(options),
         cache_type=CacheType(options.kv_cache_type),
     )
     kind = LocalPrograms if options.workers is None else ClusterPrograms
-    programs = kind(model.source, options, graph_options, program)
+    programs = kind(model.source, options, graph_options, program, device)
     describe(model, build_graph(model.source, graph_options), programs.device, alone=options.workers is None)
     drafter = make_drafter(
         options, model, programs.device, n_slots=graph_options.n_slots, seq_len=graph_options.seq_len

@@ -52,14 +52,16 @@ class NodeShare:
 
 
 class LocalPrograms:
-    """Programs of this node alone."""
+    """Programs of this node alone, on `device` until that is lost."""
 
-    def __init__(self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str) -> None:
+    def __init__(
+        self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str, device: Device
+    ) -> None:
         self._options = options
         self._program = program
         self._source = source
         self._graph = build_graph(source, graph_options)
-        self.device = make_device(options, program)
+        self.device = device
         self.nodes: tuple[NodeShare, ...] = _node_shares(None, [self._graph], self.device)
 
     def first(self) -> Program:
@@ -84,13 +86,15 @@ class LocalPrograms:
 class ClusterPrograms:
     """Programs of this node and its workers. Speeds and links are measured once, and serve each later plan too."""
 
-    def __init__(self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str) -> None:
+    def __init__(
+        self, source: ModelSource, options: Options, graph_options: GraphOptions, program: str, device: Device
+    ) -> None:
         self._source = source
         self._options = options
         self._graph_options = graph_options
         self._wire = FloatType(options.buffer_float_type)
         self._program = program
-        self.device = make_device(options, program)
+        self.device = device
         self._cluster: Cluster | None = None
         self._profiles: dict[str, NodeProfile] = {}
         self._links: dict[frozenset[str], Link] = {}

@@ -35,6 +35,10 @@ class MemoryBoundDevice(Device, Protocol):
     def bytes_of(self, graph: Graph) -> int:
         """Bytes that a program of `graph` takes there."""
 
+    @property
+    def is_graphics_card(self) -> bool:
+        """Whether it has a board and memory of its own."""
+
 
 class SplitDevice:
     """Runs models that fit on the GPU there, and shares others between GPU and CPU as the planner says.
@@ -66,6 +70,11 @@ class SplitDevice:
     def name(self) -> str:
         """Of the GPU."""
         return self._gpu.name
+
+    @property
+    def is_graphics_card(self) -> bool:
+        """Of the GPU."""
+        return self._gpu.is_graphics_card
 
     def free_memory(self) -> int:
         """Bytes that a program may take on both together."""

@@ -31,6 +31,11 @@ class VulkanDevice:
         """For people, e.g. `vulkan:0 (NVIDIA GeForce RTX 3060, dot)`."""
         return f"vulkan:{self.gpu.index} ({self.gpu.info.name}, {self.gpu.tier.name.lower()})"
 
+    @property
+    def is_graphics_card(self) -> bool:
+        """Whether it has a board and memory of its own, and with them units enough for many rows at once."""
+        return self.gpu.info.type == "discrete"
+
     def seeing(self, n_bytes: int) -> VulkanDevice:
         """The same GPU, whose shaders are to see at most `n_bytes` of a buffer; longer matrices are cut by rows."""
         other = copy.copy(self)

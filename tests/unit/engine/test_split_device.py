@@ -39,6 +39,7 @@ class SmallGpu:
     """The CPU as a device with memory of its own; keeps what it was given to compile."""
 
     name = "small"
+    is_graphics_card = True
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
