@@ -115,10 +115,10 @@ void store(uint stage) {
         }
         // Products with any quant stay below LARGEST.
         const float most = TYPE == Q80 ? 511.0 : TYPE == Q41 ? 4000.0 : 8188.0;
-        f16vec2 halves = f16vec2(clamp(scale, vec2(-most, -32000.0), vec2(most, 32000.0)));
+        f16vec2 clamped = f16vec2(clamp(scale, vec2(-most, -32000.0), vec2(most, 32000.0)));
         [[unroll]] for (uint k = 0; k < QUADS; k += 2) {
-            pool[to + k / 2] = packed_halves(weight_halves(fetched_w[j], k, halves),
-                                             weight_halves(fetched_w[j], k + 1, halves));
+            pool[to + k / 2] = packed_halves(weight_halves(fetched_w[j], k, clamped),
+                                             weight_halves(fetched_w[j], k + 1, clamped));
         }
     }
     [[unroll]] for (uint j = 0; j < LANE_PARTS; j++) {

@@ -34,10 +34,10 @@ def guarded(name: str, program: Callable[[], int]) -> int:
         _drop_output()
         return READER_GONE
     except Exception as error:
-        if _began_with_ctrl_c(error):
-            return INTERRUPTED
         if isinstance(error, OSError):
             _drop_output()
+        if _is_broken_off_wait(error):
+            return INTERRUPTED
         with contextlib.suppress(OSError):  # nobody may be left to read it
             if os.environ.get("DLLAMA_DEBUG") == "1":
                 traceback.print_exc()
@@ -46,14 +46,18 @@ def guarded(name: str, program: Callable[[], int]) -> int:
     return status
 
 
-def _began_with_ctrl_c(error: BaseException) -> bool:
-    """Whether `error` came up while Ctrl-C was ending the program.
+def _is_broken_off_wait(error: BaseException) -> bool:
+    """Whether `error` is what Ctrl-C leaves of a wait for a lock.
 
-    CPython's locks do that: one interrupted in `Condition.wait` is not held when the wait's `with` lets go of it, which
+    A lock that is interrupted in `Condition.wait` is not held when the wait's `with` lets go of it, for which CPython
     raises a RuntimeError in place of the KeyboardInterrupt.
     """
+    if not isinstance(error, RuntimeError):
+        return False
     before = error.__context__
-    return before is not None and (isinstance(before, KeyboardInterrupt) or _began_with_ctrl_c(before))
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__context__
+    return before is not None
 
 
 def explain_lost_files(name: str) -> None:

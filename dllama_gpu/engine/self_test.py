@@ -49,6 +49,7 @@ _SEQ_LEN, _MAX_ROWS = 96, 40
 _LONG, _LONG_ROW_COUNTS = 1024, (*[_MAX_ROWS] * 7, 2)
 """Enough for graphics cards to cut a row's positions into parts."""
 _FEW, _WIDTH = 12, 16384
+_MANY, _MANY_ROWS = (2104, 4168, 8200), 200
 CUT_BYTES = 20000
 """What the device that `cut_cases` are for sees of a buffer."""
 _EXACT, _ROUNDED = 2e-3, 3e-2
@@ -141,6 +142,7 @@ def usual_cases(source: RandomSource) -> Iterator[Case]:
             )
     for input_type in (BufferType.F32, BufferType.Q80):
         yield _long_rows_case(source, input_type)
+    yield from _large_cases(source, embedding)
     yield from _attention_cases(source, embedding)
     yield from _special_attention_cases(source, embedding)
     for type in (FloatType.F32, FloatType.Q40):
@@ -172,6 +174,30 @@ def _long_rows_case(source: RandomSource, type: BufferType) -> Case:
     ]
     graph = replace(_graph(buffers, [table, norm, matrix], steps), vocab_size=_FEW, max_rows=5)
     return Case(f"long rows of {type.value}", graph, ("out",), type is BufferType.Q80, row_counts=(1, 5))
+
+
+def _large_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:
+    """Matmuls of many rows by matrices of many rows, for which GPUs with matrix units have tiles of several sizes."""
+    norm = source.add("norm", 1, _DIM, FloatType.F32)
+    for n in _MANY:
+        matrix = source.add(f"many_{n}", n, _DIM, FloatType.Q40)
+        gate, up = (source.add(f"many_{name}_{n}", n // 64 * 32, _DIM, FloatType.Q40) for name in ("gate", "up"))
+        buffers = [
+            Buffer("x", _DIM),
+            Buffer("normed", _DIM, BufferType.Q80),
+            Buffer("out", n),
+            Buffer("hidden", gate.n_rows, BufferType.Q80),
+        ]
+        steps: list[Step] = [
+            Embed("embedding", "x"),
+            RmsNorm("x", None, "norm", "normed", 1e-5),
+            Matmul("normed", matrix.name, "out"),
+            GatedMatmul("normed", gate.name, up.name, "hidden"),
+        ]
+        graph = replace(
+            _graph(buffers, [embedding, norm, matrix, gate, up], steps), max_rows=_MANY_ROWS, seq_len=_MANY_ROWS
+        )
+        yield Case(f"matmuls by {n} rows", graph, ("out", "hidden"), True, row_counts=(_MANY_ROWS,))
 
 
 def _attention_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.architectures import build_graph
 from dllama_gpu.graph.batch import Batch, Device, Program, Row
 from dllama_gpu.graph.options import GraphOptions
@@ -19,6 +20,8 @@ from dllama_gpu.model.source import TensorInfo
 from dllama_gpu.model.spec import Architecture, ModelSpec
 
 _HEAD_DIM = 64
+_DIM, _LEAST_DIM = 1024, 64
+_OP_LAYERS = 8  # over which the cost of an op is taken
 _VOCAB_SIZE = 1024
 _LAYERS_BYTES = 48 << 20  # more than most caches hold, so that memory is measured as well
 _WIDE_LAYER_BYTES = 192 << 20  # for devices that read that much in the time of the ops between
@@ -36,34 +39,38 @@ class NodeSpeed:
 
 
 def measure_speed(device: Device, weight_type: FloatType) -> NodeSpeed:
-    """Runs models of zeros for about half a second: a small one for the cost of an op, then one row, then many.
+    """Runs models of zeros for about a second: many rows, one row, and ops with next to no weights.
 
-    The time of the ops themselves is taken off what the matmuls need. Where little else is left, as on a large GPU, one
-    layer that is much wider is measured too.
+    The difference between the last two is what the matmuls take. Where that is little, as on a large GPU, one layer
+    that is much wider is measured too, if there is room for it.
     """
-    small = _ZeroSource(weight_type, dim=64, hidden_dim=64, n_layers=8)
-    graph = build_graph(small.spec, small.tensors, GraphOptions(max_rows=1, seq_len=32))
-    op_seconds = _best_seconds(device.compile(graph, small), 1) / len(graph.steps)
-    layer_bytes = _layer_elements(1024) // weight_type.block_size * weight_type.block_bytes
-    speed, share = _matmul_speed(device, weight_type, 1024, max(1, _LAYERS_BYTES // layer_bytes), op_seconds)
-    if share < 0.5:
-        dim = 256 * max(4, int((_WIDE_LAYER_BYTES / layer_bytes) ** 0.5 * 1024 / 256))
-        speed, _ = _matmul_speed(device, weight_type, dim, 1, op_seconds)
-    return speed
+    layer_bytes = _layer_elements(_DIM) // weight_type.block_size * weight_type.block_bytes
+    speed, share = _measured(device, weight_type, _DIM, max(1, _LAYERS_BYTES // layer_bytes))
+    if share >= 0.5:
+        return speed
+    wide = 256 * int((_WIDE_LAYER_BYTES / layer_bytes) ** 0.5 * _DIM / 256)
+    try:
+        wide_speed, wide_share = _measured(device, weight_type, max(_DIM, wide), 1)
+    except DllamaError:  # a GPU with little memory
+        return speed
+    return wide_speed if wide_share > share else speed
 
 
-def _matmul_speed(
-    device: Device, weight_type: FloatType, dim: int, n_layers: int, op_seconds: float
-) -> tuple[NodeSpeed, float]:
-    """Also the share of one row's time that is not the ops' own."""
+def _measured(device: Device, weight_type: FloatType, dim: int, n_layers: int) -> tuple[NodeSpeed, float]:
+    """Also the share of one row's time that matmuls take. Many rows come first: they wake a GPU."""
     source = _ZeroSource(weight_type, dim, dim * 11 // 4, n_layers)
     graph = build_graph(source.spec, source.tensors, GraphOptions(max_rows=_MOST_ROWS, seq_len=_MOST_ROWS))
-    program, for_ops = device.compile(graph, source), op_seconds * len(graph.steps)
-    one_row, many_rows = _best_seconds(program, 1), _best_seconds(program, _MOST_ROWS)
+    program = device.compile(graph, source)
+    many_rows, one_row = _best_seconds(program, _MOST_ROWS), _best_seconds(program, 1)
+    empty = _ZeroSource(weight_type, _LEAST_DIM, _LEAST_DIM, max(n_layers, _OP_LAYERS))
+    empty_graph = build_graph(empty.spec, empty.tensors, GraphOptions(max_rows=1, seq_len=_MOST_ROWS))
+    op_seconds = _best_seconds(device.compile(empty_graph, empty), 1) / len(empty_graph.steps)
+    for_ops = op_seconds * len(graph.steps)
+    # What was disturbed must not make a device look many times as fast as it is.
+    matmuls = [max(seconds - for_ops, seconds / 4) for seconds in (one_row, many_rows)]
     flops = 2.0 * _MOST_ROWS * _layer_elements(dim) * n_layers
-    # An op of a large model may cost less than one of a small one: a tenth of the time is left to the matmuls at least.
-    alone = [max(seconds - for_ops, seconds / 10) for seconds in (one_row, many_rows)]
-    return NodeSpeed(graph.weight_bytes() / alone[0], flops / alone[1], op_seconds), alone[0] / one_row
+    speed = NodeSpeed(graph.weight_bytes() / matmuls[0], flops / matmuls[1], op_seconds)
+    return speed, (one_row - for_ops) / one_row
 
 
 def _layer_elements(dim: int) -> int:

@@ -80,7 +80,7 @@ def lay_out(graph: Graph, tier: Tier) -> dict[str, Activation]:
 
 
 def scratch(name: str, width: int, max_rows: int) -> Activation:
-    """An F32 buffer that only this device knows."""
+    """A buffer of 32-bit words that only this device knows: f32 or, where a shader says so, pairs of f16."""
     return Activation(name, BufferType.F32, width, max_rows, round_up(width, 8), packed=False)
 
 

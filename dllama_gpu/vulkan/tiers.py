@@ -95,7 +95,7 @@ def _missing_for_matrices(info: _native.DeviceInfo) -> str | None:
     if matrix_size(info) is None:
         return "cooperative matrices of f16 with f32 sums of a size that the shaders know"
     if limits.max_shared_memory_size < LEAST_MATRIX_TILE.shared_bytes:
-        return f"{LEAST_MATRIX_TILE.shared_bytes} bytes of shared memory for cooperative matrices"
+        return f"{-(-LEAST_MATRIX_TILE.shared_bytes // 1024)} KiB of shared memory for cooperative matrices"
     if (
         info.subgroup.size * LEAST_MATRIX_TILE.subgroups > limits.max_workgroup_invocations
         or "basic" not in info.subgroup.operations

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from dllama_gpu.model.float_type import FloatType
 from dllama_gpu.vulkan.limits import DeviceLimits, Tier
 
-_TILE_LANES = 1024  # lanes of busy_lanes that a workgroup on matrix units makes up for
+_BUSY_TILES = 128  # workgroups on matrix units that keep a GPU busy
+_LANE_SUMS = 128  # registers of a lane for its part of a tile's sums
 _MAX_MATVEC_ROWS = 8  # batch rows that a matmul without shared memory computes together
 
 
@@ -18,7 +19,7 @@ class Tuning:
     limits: DeviceLimits
     tier: Tier
     sum_lanes: int
-    """Workgroup of a search for candidates, and of norms where that does not depend on a row's width."""
+    """Workgroup of a search for candidates, and of norms on processors."""
     plain_lanes: int
     """Workgroup of ops whose lanes do not talk."""
     team: int
@@ -75,20 +76,21 @@ class MatrixTile:
 
     @property
     def shared_bytes(self) -> int:
-        """As shaders/matmul_matrix.glsl declares it: twice 32 columns of f16, or f32 numbers on their way out."""
+        """What shaders/matmul_matrix.glsl declares at most: twice 32 columns of f16, or f32 numbers to go out."""
         patch = self.batch // self.subgroup_batch * 16 * (4 * self.rows + 16)
         return max(2 * 80 * (self.rows + self.batch), patch)
 
 
-# Large ones first: they fetch less for each product, but leave a device with less to do at a time.
-_MATRIX_TILES = (
+MATRIX_TILES = (
     MatrixTile(128, 128, 64, 64),
     MatrixTile(64, 128, 32, 64),
     MatrixTile(64, 64, 32, 32),
     MatrixTile(64, 32, 32, 16),
     MatrixTile(64, 16, 32, 16),
 )
-LEAST_MATRIX_TILE = _MATRIX_TILES[-1]
+"""Large ones first: they fetch less for each product, but leave a device with less to do at a time."""
+
+LEAST_MATRIX_TILE = MATRIX_TILES[-1]
 """What a device with matrix units must have room for."""
 
 
@@ -194,16 +196,19 @@ def matrix_tile(tuning: Tuning, n_rows: int, batch_rows: int) -> MatrixTile:
     None is much wider than the batch.
     """
     limits = tuning.limits
-    possible = [tile for tile in _MATRIX_TILES if tile.batch < 2 * batch_rows and _has_room(limits, tile)]
+    possible = [tile for tile in MATRIX_TILES if tile.batch < 2 * batch_rows and _has_room(limits, tile)]
+    busy = 1 if limits.is_cpu else _BUSY_TILES
     for tile in possible:
-        if -(-n_rows // tile.rows) * -(-batch_rows // tile.batch) * _TILE_LANES >= tuning.busy_lanes:
+        if -(-n_rows // tile.rows) * -(-batch_rows // tile.batch) >= busy:
             return tile
     return possible[-1]
 
 
 def _has_room(limits: DeviceLimits, tile: MatrixTile) -> bool:
     n_lanes = tile.subgroups * limits.subgroup_size
-    return tile.shared_bytes <= limits.shared_bytes and n_lanes <= limits.max_invocations
+    n_sums = tile.subgroup_rows * tile.subgroup_batch // limits.subgroup_size
+    fits = tile.shared_bytes <= limits.shared_bytes and n_lanes <= limits.max_invocations
+    return fits and (n_sums <= _LANE_SUMS or tile == LEAST_MATRIX_TILE)
 
 
 def attention_heads(tuning: Tuning, group: int, head_units: int, lanes: int) -> int:

@@ -52,7 +52,7 @@ def test_every_failure_has_a_status_and_at_most_one_sentence(
     assert captured.out == ""
 
 
-def test_what_fails_while_ctrl_c_ends_the_program_is_not_told_as_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_within_a_lock_ends_the_program_as_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     def program() -> int:
         lock = threading.Lock()
         with lock:
@@ -61,6 +61,17 @@ def test_what_fails_while_ctrl_c_ends_the_program_is_not_told_as_a_failure(capsy
 
     assert guarded("name", program) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_other_failures_while_ctrl_c_ends_the_program_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise DllamaError("the cup is empty")
+
+    assert guarded("name", program) == 1
+    assert capsys.readouterr().err == "name: error: the cup is empty\n"
 
 
 def test_success_passes_the_programs_status_on() -> None:
