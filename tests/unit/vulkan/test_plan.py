@@ -31,6 +31,7 @@ LIMITS = st.builds(
     max_invocations=st.sampled_from([128, 256, 512, 1024]),
     shared_bytes=st.sampled_from([16 << 10, 32 << 10, 48 << 10]),
     is_cpu=st.booleans(),
+    matrix=st.sampled_from([None, MatrixSize(16, 16, 16), MatrixSize(16, 8, 16), MatrixSize(8, 8, 32)]),
 )
 TIERS = st.sampled_from(Tier)
 MATRIX = replace(LEAST, subgroup_size=32, shared_bytes=48 << 10, matrix=MatrixSize(16, 8, 16))
@@ -92,6 +93,37 @@ def test_every_dispatch_stays_inside_the_limits(limits: DeviceLimits, tier: Tier
             assert binding.offset % 256 == 0
             assert 0 < binding.n_bytes <= limits.max_range
             assert binding.offset + binding.n_bytes <= sizes[binding.allocation]
+
+
+@settings(deadline=None, max_examples=200)
+@given(LIMITS, st.integers(1, 300000), st.integers(9, 4096))
+def test_tiles_of_matrix_units_fit_the_device(limits: DeviceLimits, n_rows: int, batch_rows: int) -> None:
+    tuning = tune.for_device(limits, Tier.MATRIX)
+    if not tune.uses_matrices(tuning, FloatType.Q40, True, batch_rows):
+        return
+    tile = tune.matrix_tile(tuning, n_rows, batch_rows)
+    assert tile.shared_bytes <= limits.shared_bytes
+    assert tile.subgroups * limits.subgroup_size <= limits.max_invocations
+    assert tile.batch < 2 * batch_rows, "a tile's rows of x are mostly there"
+    assert tile.rows % 64 == 0, "a block of 32 numbers behind a gate"
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_rows", "tile"),
+    [
+        (14336, 512, (128, 128)),
+        (3000, 512, (64, 128)),
+        (1100, 512, (64, 64)),
+        (576, 512, (64, 32)),
+        (576, 16, (64, 16)),
+    ],
+)
+def test_a_large_card_takes_the_largest_tiles_that_keep_it_busy(
+    n_rows: int, batch_rows: int, tile: tuple[int, int]
+) -> None:
+    card = replace(MATRIX, max_invocations=1024, matrix=MatrixSize(16, 16, 16))
+    found = tune.matrix_tile(tune.for_device(card, Tier.MATRIX), n_rows, batch_rows)
+    assert (found.rows, found.batch) == tile
 
 
 @settings(deadline=None, max_examples=200)
