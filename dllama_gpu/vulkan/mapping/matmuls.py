@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
+from dllama_gpu.graph.graph import Activation as GateActivation
 from dllama_gpu.graph.graph import (
     ExpertGatedMatmul,
     ExpertMatmul,
@@ -14,7 +15,6 @@ from dllama_gpu.graph.graph import (
 from dllama_gpu.vulkan import tuning as tune
 from dllama_gpu.vulkan.activations import Activation
 from dllama_gpu.vulkan.dispatch import Binding, Dispatch, long_grid, words
-from dllama_gpu.vulkan.limits import DeviceLimits
 from dllama_gpu.vulkan.mapping.surroundings import (
     OUT_F32,
     TYPE_NUMBERS,
@@ -49,25 +49,16 @@ def gated_matmul(op: GatedMatmul, around: Surroundings, counts: RowCounts) -> It
         yield from _gate_apart(op, around, n_rows)
         return
     type, mode, is_gelu = TYPE_NUMBERS[matrix.float_type], out_mode(out), gelu(op.activation)
+    if tune.uses_matrices(tuning, matrix.float_type, x.packed, n_rows):
+        yield from _on_matrix_units(around, x, matrix, out, 0, rows, n_rows, op.activation)
+        return
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
     together = tune.matvec_rows(tuning, n_rows)
-    halves = yield from _halves(around, x, matrix, rows, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.row_words, shard.first_row // 2)
         work = _work(shard, matrix, n_rows)
         outputs = out.values("w"), out.scales("w")
-        if halves is not None:
-            matrix_tile = tune.matrix_tile(tuning, shard.n_rows, n_rows)
-            yield Dispatch(
-                "gated_matmul_matrix",
-                (*_matrix_constants(matrix_tile, type, tuning.limits), mode, int(rows is Rows.LOGITS), is_gelu),
-                (around.step, shard.units, shard.scales, halves.values(), *outputs),
-                words(shard.n_rows, matrix.n_units, halves.stride // 4, out.row_words, shard.first_row // 2),
-                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // matrix_tile.rows), 1),
-                subgroup_size=tuning.limits.subgroup_size,
-                work=work,
-            )
-        elif together is not None:
+        if together is not None:
             shape = tune.gated_matvec(tuning, together)
             yield Dispatch(
                 "gated_matvec_dot" if dot else by_tier("gated_matvec", tuning),
@@ -166,24 +157,15 @@ def _multiply(
     if not n_rows:
         return
     tuning, type = around.tuning, TYPE_NUMBERS[matrix.float_type]
+    if tune.uses_matrices(tuning, matrix.float_type, x.packed, n_rows):
+        yield from _on_matrix_units(around, x, matrix, out, out_column, rows, n_rows)
+        return
     inputs, x_stride, dot = _inputs(x, matrix, tuning)
     together = tune.matvec_rows(tuning, n_rows)
-    halves = yield from _halves(around, x, matrix, rows, n_rows)
     for shard in matrix.shards(tuning.limits.max_range):
         push = words(shard.n_rows, matrix.n_units, x_stride, out.stride, out_column + shard.first_row)
         work = _work(shard, matrix, n_rows)
-        if halves is not None:
-            matrix_tile = tune.matrix_tile(tuning, shard.n_rows, n_rows)
-            yield Dispatch(
-                "matmul_matrix",
-                (*_matrix_constants(matrix_tile, type, tuning.limits), OUT_F32, int(rows is Rows.LOGITS), 0),
-                (around.step, shard.units, shard.scales, halves.values(), out.values("w")),
-                words(shard.n_rows, matrix.n_units, halves.stride // 4, out.stride, out_column + shard.first_row),
-                (-(-n_rows // matrix_tile.batch), -(-shard.n_rows // matrix_tile.rows), 1),
-                subgroup_size=tuning.limits.subgroup_size,
-                work=work,
-            )
-        elif together is not None:
+        if together is not None:
             shape = tune.matvec(tuning, shard.n_rows, matrix.n_units, together)
             yield Dispatch(
                 "matvec_dot" if dot else by_tier("matvec", tuning),
@@ -221,22 +203,44 @@ def _gate_apart(op: GatedMatmul, around: Surroundings, n_rows: int) -> Iterator[
     )
 
 
-def _halves(
-    around: Surroundings, x: Activation, matrix: PackedMatrix, rows: Rows, n_rows: int
-) -> Generator[Dispatch, None, Activation | None]:
-    """Converts a matmul's input for matrix units; returns where it is then, or None if they are not used."""
-    if not tune.uses_matrices(around.tuning, matrix.float_type, x.packed, n_rows):
-        return None
-    halves, lanes = around.scratch["halves"], around.tuning.plain_lanes
+def _on_matrix_units(
+    around: Surroundings,
+    x: Activation,
+    matrix: PackedMatrix,
+    out: Activation,
+    out_column: int,
+    rows: Rows,
+    n_rows: int,
+    gate: GateActivation | None = None,
+) -> Iterator[Dispatch]:
+    """The input as f16, then its products; with `gate`, gate and up together."""
+    tuning, size = around.tuning, around.tuning.limits.matrix
+    assert size is not None
+    halves, lanes, of_logits = around.scratch["halves"], tuning.plain_lanes, int(rows is Rows.LOGITS)
     n_parts = matrix.n_units * UNIT_COLUMNS[matrix.float_type] // 8
     yield Dispatch(
         "halves_matrix",
-        (lanes, int(x.packed), int(rows is Rows.LOGITS)),
+        (lanes, int(x.packed), of_logits),
         (around.step, x.values(), x.scales(), halves.values("w")),
         words(n_parts, x.stride // (8 if x.packed else 2), halves.stride // 4),
         (-(-n_parts // lanes), n_rows, 1),
     )
-    return halves
+    outputs = (out.values("w"),) if gate is None else (out.values("w"), out.scales("w"))
+    end = (out_mode(out), of_logits, 0 if gate is None else gelu(gate))
+    for shard in matrix.shards(tuning.limits.max_range):
+        tile = tune.matrix_tile(tuning, shard.n_rows, n_rows)
+        part = tile.rows, tile.batch, tile.subgroup_rows, tile.subgroup_batch
+        workgroup = tile.subgroups * tuning.limits.subgroup_size
+        first = out_column + (shard.first_row if gate is None else shard.first_row // 2)
+        yield Dispatch(
+            "matmul_matrix" if gate is None else "gated_matmul_matrix",
+            (workgroup, TYPE_NUMBERS[matrix.float_type], *part, size.m, size.n, size.k, *end),
+            (around.step, shard.units, shard.scales, halves.values(), *outputs),
+            words(shard.n_rows, matrix.n_units, halves.stride // 4, out.row_words, first),
+            (-(-n_rows // tile.batch), -(-shard.n_rows // tile.rows), 1),
+            subgroup_size=tuning.limits.subgroup_size,
+            work=_work(shard, matrix, n_rows),
+        )
 
 
 def _inputs(x: Activation, matrix: PackedMatrix, tuning: Tuning) -> tuple[tuple[Binding, ...], int, bool]:
@@ -254,9 +258,3 @@ def _work(shard: Shard, matrix: PackedMatrix, n_rows: int) -> int:
 
 def _tile_constants(tile: tune.TileShape, type: int) -> tuple[int, ...]:
     return tile.workgroup, type, tile.rows, tile.batch, tile.lane_rows, tile.lane_batch
-
-
-def _matrix_constants(tile: tune.MatrixTile, type: int, limits: DeviceLimits) -> tuple[int, ...]:
-    assert limits.matrix is not None
-    part = tile.rows, tile.batch, tile.subgroup_rows, tile.subgroup_batch
-    return tile.subgroups * limits.subgroup_size, type, *part, limits.matrix.m, limits.matrix.n, limits.matrix.k
