@@ -11,7 +11,7 @@ from pathlib import Path
 import dllama_gpu
 from dllama_gpu.cli.display import note
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import CUT_BYTES, Failure, compare_devices, cut_cases
+from dllama_gpu.engine.self_test import CUT_BYTES, Failure, compare_devices, cut_cases, tile_cases
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Device
 from dllama_gpu.vulkan import _native
@@ -153,6 +153,8 @@ def wrong_with(device: VulkanDevice, trusted: Device) -> list[str]:
     try:
         failures = compare_devices(device, trusted)
         failures += compare_devices(device.seeing(CUT_BYTES), trusted, cut_cases)
+        if device.gpu.tier is Tier.MATRIX:
+            failures += compare_devices(device, trusted, tile_cases)
     except DllamaError as error:
         failures = [Failure("self-test", str(error), error)]
     for failure in failures:

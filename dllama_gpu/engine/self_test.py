@@ -49,7 +49,8 @@ _SEQ_LEN, _MAX_ROWS = 96, 40
 _LONG, _LONG_ROW_COUNTS = 1024, (*[_MAX_ROWS] * 7, 2)
 """Enough for graphics cards to cut a row's positions into parts."""
 _FEW, _WIDTH = 12, 16384
-_MANY, _MANY_ROWS = (2104, 4168, 8200), 200
+_MANY, _MANY_ROWS = (1240, 2104, 4168, 8200), 200
+"""Enough for graphics cards to take tiles of every size."""
 CUT_BYTES = 20000
 """What the device that `cut_cases` are for sees of a buffer."""
 _EXACT, _ROUNDED = 2e-3, 3e-2
@@ -142,7 +143,6 @@ def usual_cases(source: RandomSource) -> Iterator[Case]:
             )
     for input_type in (BufferType.F32, BufferType.Q80):
         yield _long_rows_case(source, input_type)
-    yield from _large_cases(source, embedding)
     yield from _attention_cases(source, embedding)
     yield from _special_attention_cases(source, embedding)
     for type in (FloatType.F32, FloatType.Q40):
@@ -161,23 +161,9 @@ def cut_cases(source: RandomSource) -> Iterator[Case]:
     yield Case("matrices in parts", graph, ("x", "out", "hidden"), row_counts=(1, 3))
 
 
-def _long_rows_case(source: RandomSource, type: BufferType) -> Case:
-    """So few rows, and so long ones, that a graphics card has all lanes of a workgroup share one."""
-    table = source.add("long_table", _FEW, _WIDTH, FloatType.Q40)
-    norm = source.add("long_norm", 1, _WIDTH, FloatType.F32)
-    matrix = source.add("long_matrix", _FEW, _WIDTH, FloatType.Q40)
-    buffers = [Buffer("x", _WIDTH), Buffer("normed", _WIDTH, type), Buffer("out", _FEW)]
-    steps: list[Step] = [
-        Embed(table.name, "x"),
-        RmsNorm("x", None, norm.name, "normed", 1e-5),
-        Matmul("normed", matrix.name, "out"),
-    ]
-    graph = replace(_graph(buffers, [table, norm, matrix], steps), vocab_size=_FEW, max_rows=5)
-    return Case(f"long rows of {type.value}", graph, ("out",), type is BufferType.Q80, row_counts=(1, 5))
-
-
-def _large_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:
-    """Matmuls of many rows by matrices of many rows, for which GPUs with matrix units have tiles of several sizes."""
+def tile_cases(source: RandomSource) -> Iterator[Case]:
+    """Matmuls of many rows by matrices of many rows, for GPUs with matrix units, which have tiles of several sizes."""
+    embedding = source.add("embedding", _VOCAB, _DIM, FloatType.F32)
     norm = source.add("norm", 1, _DIM, FloatType.F32)
     for n in _MANY:
         matrix = source.add(f"many_{n}", n, _DIM, FloatType.Q40)
@@ -198,6 +184,21 @@ def _large_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:
             _graph(buffers, [embedding, norm, matrix, gate, up], steps), max_rows=_MANY_ROWS, seq_len=_MANY_ROWS
         )
         yield Case(f"matmuls by {n} rows", graph, ("out", "hidden"), True, row_counts=(_MANY_ROWS,))
+
+
+def _long_rows_case(source: RandomSource, type: BufferType) -> Case:
+    """So few rows, and so long ones, that a graphics card has all lanes of a workgroup share one."""
+    table = source.add("long_table", _FEW, _WIDTH, FloatType.Q40)
+    norm = source.add("long_norm", 1, _WIDTH, FloatType.F32)
+    matrix = source.add("long_matrix", _FEW, _WIDTH, FloatType.Q40)
+    buffers = [Buffer("x", _WIDTH), Buffer("normed", _WIDTH, type), Buffer("out", _FEW)]
+    steps: list[Step] = [
+        Embed(table.name, "x"),
+        RmsNorm("x", None, norm.name, "normed", 1e-5),
+        Matmul("normed", matrix.name, "out"),
+    ]
+    graph = replace(_graph(buffers, [table, norm, matrix], steps), vocab_size=_FEW, max_rows=5)
+    return Case(f"long rows of {type.value}", graph, ("out",), type is BufferType.Q80, row_counts=(1, 5))
 
 
 def _attention_cases(source: RandomSource, embedding: Weight) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,15 @@ import numpy.typing as npt
 import pytest
 
 from dllama_gpu.cpu.device import CpuDevice
-from dllama_gpu.engine.self_test import CUT_BYTES, RandomSource, compare_devices, cut_cases, usual_cases
+from dllama_gpu.engine.self_test import CUT_BYTES, RandomSource, compare_devices, cut_cases, tile_cases, usual_cases
 from dllama_gpu.errors import DllamaError
 from dllama_gpu.graph.batch import Batch, ExchangeHandler, LoadProgress, Program
 from dllama_gpu.graph.graph import Graph
 from dllama_gpu.model.source import ModelSource
 from dllama_gpu.vulkan.dispatch import Dispatch
-from dllama_gpu.vulkan.limits import DeviceLimits, Tier
+from dllama_gpu.vulkan.limits import DeviceLimits, MatrixSize, Tier
 from dllama_gpu.vulkan.plan import plan_program
+from dllama_gpu.vulkan.tuning import MATRIX_TILES
 
 
 class BrokenDevice:
@@ -87,3 +88,21 @@ def test_the_self_test_runs_the_kernels_that_large_models_need() -> None:
     for case in cut_cases(source):
         items = plan_program(case.graph, replace(card, max_range=CUT_BYTES), Tier.DOT).segment(0, 1, 1)
         assert Counter(item.shader for item in items if isinstance(item, Dispatch)).most_common()[-1][1] > 1
+
+
+def test_the_self_test_meets_every_tile_of_matrix_units() -> None:
+    source, card = RandomSource(), DeviceLimits(32, 1024, 48 << 10, matrix=MatrixSize(16, 16, 16))
+    for shader in ("matmul_matrix", "gated_matmul_matrix"):
+        found = {
+            item.specialization[2:6]
+            for cases in (usual_cases, tile_cases)
+            for case in cases(source)
+            for n_rows in case.row_counts
+            for item in plan_program(case.graph, card, Tier.MATRIX).segment(0, n_rows, 1)
+            if isinstance(item, Dispatch) and item.shader == shader
+        }
+        assert found == {astuple(tile) for tile in MATRIX_TILES}
+
+
+def test_tile_cases_are_computed_alike_by_all_kernels() -> None:
+    assert compare_devices(CpuDevice(1), CpuDevice(1, kernels="plain"), tile_cases) == []
