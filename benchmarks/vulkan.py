@@ -206,7 +206,6 @@ def _measure(device: VulkanDevice, name: str, settings: GpuSettings, *, kernels:
         return Row(tokens[position], slot, position, wants)
 
     prompt = Batch.of([row(i, wants=i == n_prompt - 1) for i in range(n_prompt)])
-    program.run(prompt)  # records, and compiles shaders
     _wake(lambda: program.run(prompt), settings)
     prompt_seconds = statistics.median(_seconds(lambda: program.run(prompt)) for _ in range(3))
     singles = [Batch.of([row(n_prompt + i)]) for i in range(n_decode)]
@@ -258,7 +257,7 @@ def _sentence(finding: GpuFinding, settings: GpuSettings, copy_rate: float) -> s
 
 
 def _wake(run: Callable[[], None], settings: GpuSettings) -> None:
-    """Computes until the GPU, which sleeps while weights are made, has the clock that it computes with."""
+    """Computes once, which records and compiles, and until a GPU that slept meanwhile has its clock again."""
     start = time.perf_counter()
     run()
     while time.perf_counter() - start < settings.wake_seconds:

@@ -48,7 +48,7 @@ SETTINGS = [
     Setting("dot", Tier.DOT, SMALL, busy_lanes=300),
     Setting("dot-processor", Tier.DOT, replace(SMALL, is_cpu=True)),
     Setting("matrix", Tier.MATRIX, replace(SMALL, is_cpu=True)),
-    # What a GPU chooses for itself, whatever the tests run on.
+    # The shapes of a GPU that much keeps busy; tests/vulkan/ops/test_matrix_tiles.py has all tiles of matrix units.
     Setting("dot-busy", Tier.DOT, WIDE),
     Setting("matrix-busy", Tier.MATRIX, WIDE),
 ]
